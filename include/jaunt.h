@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * libjaunt: post-copy live migration on userfaultfd.
+ *
+ * A VMM embeds the engine through this header alone. It describes its VM with a table of functions
+ * (struct jaunt_vm_ops), opens one side of a migration, and runs it on a thread of its own:
+ *
+ *     source:  jaunt_source_open(&m, ops, vm, &options, &err);  jaunt_migration_run(m, &err);
+ *     target:  jaunt_target_open(&m, factory, ctx, &options, &err);  jaunt_migration_run(m, &err);
+ *
+ * While it runs, any thread may ask jaunt_migration_status(), jaunt_migration_cancel() and their
+ * like. Nothing here prints, exits or installs signal handlers.
+ *
+ * Conventions: functions return 0 or a negative errno and fill a struct jaunt_error; sizes are in
+ * bytes, times in nanoseconds of CLOCK_MONOTONIC unless a name says otherwise.
+ */
+#ifndef JAUNT_H
+#define JAUNT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define JAUNT_VERSION      "0.1.0"
+#define JAUNT_DEFAULT_PORT 7420
+
+/* --- Errors ----------------------------------------------------------------------------------- */
+
+/* What went wrong, collecting context on its way up: "migrate web: connect to 10.0.0.2:7420:
+ * connection refused". `reason` is a stable word for programs, e.g. "connect-refused". */
+struct jaunt_error {
+	int code; /* positive errno, 0: no error */
+	char reason[40];
+	char text[1024];
+};
+
+/* --- The VM, as the engine sees it ------------------------------------------------------------ */
+
+/* One region of guest memory, backed by a shared memory file. The caller owns everything in it and
+ * keeps it alive while a migration is open. */
+struct jaunt_region {
+	const char *name;
+	uint64_t guest_address; /* guest-physical, a multiple of page_bytes */
+	uint64_t bytes;         /* a multiple of page_bytes */
+	uint64_t page_bytes;    /* 4096, or 2 MiB for a hugetlb file */
+	int fd;                 /* memfd, hugetlb memfd or named tmpfs file */
+	uint64_t fd_offset;     /* where the region starts in the file, a multiple of page_bytes */
+	void *view;             /* the VM's own mapping, in this process */
+};
+
+/* A fact about the VM that both sides must agree on, or that the target needs to build it. */
+struct jaunt_property {
+	const char *key;
+	const char *value;
+};
+
+#define JAUNT_MAX_REGIONS    64
+#define JAUNT_MAX_PROPERTIES 1024
+
+struct jaunt_description {
+	const char *name; /* the VM's name at the source */
+	const struct jaunt_property *properties;
+	size_t property_count;
+	const struct jaunt_region *regions; /* on the target's side of create(): fd -1, view NULL */
+	size_t region_count;
+};
+
+/* What the engine needs of a VMM. Calls come from the thread in jaunt_migration_run(), one at a
+ * time, in the order of the phases. Each returns 0 or -errno with `error` filled. */
+struct jaunt_vm_ops {
+	const char *driver; /* both sides must name the same */
+	/* Fills `out`; what it points to stays valid until the migration is closed. */
+	int (*describe)(void *vm, struct jaunt_description *out, struct jaunt_error *error);
+	/* Stops every vCPU. *last_instruction_ns: when the last of them left guest mode. */
+	int (*pause)(void *vm, uint64_t *last_instruction_ns, struct jaunt_error *error);
+	/* All state but memory, in malloc()ed bytes that the engine frees. The VM is paused. */
+	int (*save)(void *vm, void **state, size_t *bytes, struct jaunt_error *error);
+	/* Loads that state into a VM that has not run yet. May touch guest memory: faults are served. */
+	int (*load)(void *vm, const void *state, size_t bytes, struct jaunt_error *error);
+	/* Runs the vCPUs, at the target for the first time, at the source after a failure.
+	 * *first_entry_ns: when the first of them entered guest mode. */
+	int (*resume)(void *vm, uint64_t *first_entry_ns, struct jaunt_error *error);
+	/* Optional. A userfaultfd of the address space that holds the VM's view, on which UFFDIO_API
+	 * has not been called; the engine closes it. NULL: the view is in this process. */
+	int (*userfaultfd)(void *vm, struct jaunt_error *error);
+};
+
+/* The target's side: builds the VM that the source describes. */
+struct jaunt_vm_factory {
+	const struct jaunt_vm_ops *ops;
+	/* Creates a VM that matches `wanted` (memory files, mappings, vCPUs; nothing touched, nothing
+	 * run), or refuses by name. describe() then gives its regions, in the same order. */
+	int (*create)(void *context, const struct jaunt_description *wanted, void **vm,
+		      struct jaunt_error *error);
+	/* The migration failed before the VM ran: forget it. */
+	void (*destroy)(void *context, void *vm);
+};
+
+/* --- Options ---------------------------------------------------------------------------------- */
+
+struct jaunt_options {
+	const char *peer;   /* "tcp:HOST[:PORT]", IPv6 in brackets: to connect to, or to listen on */
+	const char *mode;   /* source: NULL or "post-copy" */
+	bool push;          /* source: stream missing pages in the background */
+	unsigned streams;   /* source: 1 to 64 */
+	unsigned fault_threads;      /* target: 1 to 16, 0: one */
+	uint64_t bandwidth_bytes_per_s; /* source: limit of the streams, 0: none */
+	bool verify;        /* source: check a digest of every page before the guest sees it */
+	bool dry_run;       /* source: stop after the target has agreed */
+	bool insecure;      /* allow addresses beyond loopback */
+	const char *trace_path;  /* JSON lines of every fault, grant and decision; NULL: none */
+	bool note_demanded; /* target: remember which pages were demanded, one bit a page */
+	uint32_t connect_timeout_ms; /* 0: 5000 */
+	uint32_t peer_timeout_ms;    /* silence after which a peer counts as lost, 0: 10000 */
+	/* Called on the running thread, or on one of the engine's, on every change of phase. */
+	void (*phase_changed)(void *context, int phase);
+	void *context;
+};
+
+void jaunt_options_init(struct jaunt_options *options);
+
+/* --- What is happening, and what happened ----------------------------------------------------- */
+
+enum jaunt_phase {
+	JAUNT_PHASE_IDLE,
+	JAUNT_PHASE_WAITING,    /* target: listening */
+	JAUNT_PHASE_PREPARING,  /* connecting, checking, reserving; the VM runs at the source */
+	JAUNT_PHASE_SWITCHOVER, /* paused at the source, not yet running at the target */
+	JAUNT_PHASE_POSTCOPY,   /* committed; runs at the target, pages are missing */
+	JAUNT_PHASE_BLOCKED,    /* committed, but missing pages do not arrive; see reason */
+	JAUNT_PHASE_IN_DOUBT,   /* target: loaded, link lost before COMMIT or ABORT was heard */
+	JAUNT_PHASE_COMPLETED,
+	JAUNT_PHASE_CANCELLED,
+	JAUNT_PHASE_FAILED,
+};
+
+enum jaunt_place { JAUNT_AT_SOURCE, JAUNT_AT_TARGET, JAUNT_AT_BLOCKED, JAUNT_AT_UNKNOWN };
+
+/* What jaunt_migration_run() and the commands' exit codes say about where the VM is. */
+enum jaunt_outcome {
+	JAUNT_DONE = 0,
+	JAUNT_FAILED = 1,     /* the VM runs at the source, safe to retry */
+	JAUNT_USAGE = 2,
+	JAUNT_CANCELLED = 3,
+	JAUNT_INCOMPLETE = 4, /* committed but incomplete: do not start it elsewhere */
+	JAUNT_UNKNOWN = 5,    /* ownership unknown: fence first */
+};
+
+struct jaunt_percentiles {
+	uint64_t count;
+	double p50, p90, p99, p999, max; /* microseconds */
+};
+
+struct jaunt_pages {
+	uint64_t total, missing;
+	uint64_t zero, hole, pushed, demanded; /* pages installed, by what brought them */
+	uint64_t duplicate;                    /* arrived when already claimed or present */
+	uint64_t discarded;                    /* faults on present pages that the guest gave back */
+};
+
+struct jaunt_status {
+	enum jaunt_phase phase;
+	enum jaunt_place vm_is_at;
+	char reason[40]; /* stable word: why failed or blocked; empty if neither */
+	char error[1024];
+	char vm[64];
+	char peer[128];
+	char mode[16];
+	uint64_t ram_bytes;
+	double total_ms;     /* command accepted → now, or the end */
+	double switchover_us;
+	double downtime_us;  /* last guest instruction there → first entry here; 0: not yet known */
+	double downtime_floor_us; /* source: save + restore + 2 round trips, measured in this run */
+	struct jaunt_pages pages;
+	uint64_t wire_bytes, payload_bytes;
+	double throughput_bytes_per_s; /* of payload, since the switch */
+	uint64_t verified_pages, mismatched_pages;
+	uint64_t install_conflicts; /* pages that somebody else mapped behind the engine's back */
+	struct jaunt_percentiles fault_latency_us; /* event read → made visible */
+	uint64_t engine_bytes; /* memory of the engine beyond guest RAM */
+};
+
+/* --- One side of one migration ----------------------------------------------------------------- */
+
+struct jaunt_migration;
+
+int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *ops, void *vm,
+		      const struct jaunt_options *options, struct jaunt_error *error);
+
+/* Listens when it returns. */
+int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
+		      void *context, const struct jaunt_options *options,
+		      struct jaunt_error *error);
+
+/* The port that a target listens on (of use when port 0 was asked for). */
+unsigned jaunt_target_port(const struct jaunt_migration *migration);
+
+/* Blocks until the outcome is final and returns an enum jaunt_outcome. A lost link after COMMIT is
+ * not final: the call goes on, and status says `blocked`. Call once. */
+int jaunt_migration_run(struct jaunt_migration *migration, struct jaunt_error *error);
+
+/* The target's VM, once created; NULL before, and after a failure. */
+void *jaunt_migration_vm(struct jaunt_migration *migration);
+
+/* These may be called from any thread while it runs. */
+void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_status *status);
+/* Until COMMIT; afterwards -EBUSY, with the reason in `error`. */
+int jaunt_migration_cancel(struct jaunt_migration *migration, struct jaunt_error *error);
+/* Gives the migration up whatever its state, losing what only it holds. */
+int jaunt_migration_abandon(struct jaunt_migration *migration, struct jaunt_error *error);
+/* The operator warrants that the other host does not run the VM and never will: run it here. */
+int jaunt_migration_resume_fenced(struct jaunt_migration *migration, struct jaunt_error *error);
+/* Turns the pushing of pages on or off, on either side, after COMMIT too. */
+int jaunt_migration_set_push(struct jaunt_migration *migration, bool push);
+/* Target, with note_demanded: was this page of the region fetched because the guest touched it? */
+bool jaunt_migration_was_demanded(const struct jaunt_migration *migration, size_t region,
+				  uint64_t page);
+
+void jaunt_migration_close(struct jaunt_migration *migration);
+
+/* Names as they stand in JSON and in messages. */
+const char *jaunt_phase_name(enum jaunt_phase phase);
+const char *jaunt_place_name(enum jaunt_place place);
+const char *jaunt_version(void);
+
+/* --- Can this host do it? ----------------------------------------------------------------------- */
+
+/* One finding of the check of this host. */
+struct jaunt_check {
+	const char *name; /* "userfaultfd", "io_uring", "memory", … */
+	bool ok;
+	bool required;
+	char found[256];
+	char advice[512]; /* empty if ok */
+};
+
+/* Fills up to `room` findings about this host's kernel and limits; returns how many. */
+size_t jaunt_doctor(struct jaunt_check *checks, size_t room);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

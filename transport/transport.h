@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How bytes move between two hosts: the interface that every transport implements.
+ *
+ * A channel is a reliable, ordered, full-duplex connection. It is made unbound (by transport_connect
+ * or a listener), bound to the ring of the one thread that uses it, and may be unbound and bound to
+ * another ring again. Bytes are delivered in place, in the channel's own receive buffer, which is
+ * small enough to stay in the cache: the receiver copies them out or installs them from there.
+ *
+ * Ownership: a payload given to channel_send() belongs to the channel until `sent` or `closed` was
+ * called. After `closed`, and after channel_unbind() and channel_free() return, no buffer is in use
+ * by the kernel or the device any more.
+ *
+ * A transport may have one-sided READs (`can_read`); it then also registers memory. TCP has not.
+ *
+ * Knows nothing of VMs, frames or pages.
+ */
+#ifndef TRANSPORT_TRANSPORT_H
+#define TRANSPORT_TRANSPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "jaunt.h"
+
+struct ring;
+struct channel;
+struct listener;
+
+/* --- Addresses ------------------------------------------------------------------------------------ */
+
+/* "tcp:HOST[:PORT]" or "tcp:[V6]:PORT", parsed and not yet resolved. */
+struct address {
+	char scheme[8];
+	char host[256];
+	uint16_t port; /* JAUNT_DEFAULT_PORT when none is given */
+};
+
+int address_parse(struct address *address, const char *text, struct jaunt_error *error);
+/* "tcp:host:port", brackets round IPv6. */
+void address_format(const struct address *address, char *text, size_t room);
+/* Whether every address that the host resolves to is a loopback address. -errno if it does not
+ * resolve. */
+int address_is_loopback(const struct address *address, struct jaunt_error *error);
+
+/* --- Making channels --------------------------------------------------------------------------------- */
+
+/* Blocks up to timeout_ms. */
+int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
+		      struct jaunt_error *error);
+
+int transport_listen(struct listener **out, const struct address *address,
+		     struct jaunt_error *error);
+unsigned listener_port(const struct listener *listener);
+
+/* Starts accepting on `ring`; `accepted` gets each new channel, unbound, and owns it; on an error
+ * that ends the listening it gets NULL and -errno. */
+int listener_bind(struct listener *listener, struct ring *ring,
+		  void (*accepted)(void *user, struct channel *channel, int error), void *user);
+/* Stops accepting; no callback after it returns. It can be bound again. */
+void listener_unbind(struct listener *listener);
+void listener_free(struct listener *listener);
+
+/* --- Using a channel ----------------------------------------------------------------------------------- */
+
+struct channel_events {
+	/* `bytes` bytes have arrived and not been consumed. Returns how many of them it consumed; the
+	 * rest is offered again, behind it whatever arrives next. May call channel_send() and
+	 * channel_shutdown(); must not unbind or free its own channel. */
+	size_t (*received)(void *user, const uint8_t *data, size_t bytes);
+	/* The message with this cookie has been taken over by the kernel: its payload may change. In
+	 * the order of channel_send(). Optional. */
+	void (*sent)(void *user, uint64_t cookie);
+	/* The channel is dead: 0 the peer closed it, else -errno. Called once, when nothing is in
+	 * flight. The owner still has to free it. */
+	void (*closed)(void *user, int error);
+};
+
+#define CHANNEL_HEAD_MAX 64 /* bytes of a message that are copied */
+
+/* Starts receiving. `receive_bytes` is the size of the receive buffer (and so the largest unit that
+ * `received` may insist on seeing whole). Call on the ring's thread. */
+int channel_bind(struct channel *channel, struct ring *ring, const struct channel_events *events,
+		 void *user, size_t receive_bytes);
+
+/* Cancels what is in flight and waits for that; unconsumed bytes are lost, so unbind a live channel
+ * only where the protocol leaves nothing unread. No callback after it returns. */
+void channel_unbind(struct channel *channel);
+
+/* Queues head (copied) and payload (referenced) as one message; goes out with the next ring_wait().
+ * -EAGAIN: the queue is full, try again after `sent`. -EPIPE: the channel is dead. */
+int channel_send(struct channel *channel, const void *head, size_t head_bytes, const void *payload,
+		 size_t payload_bytes, uint64_t cookie);
+/* Messages that channel_send() would still take. */
+size_t channel_room(const struct channel *channel);
+
+/* A hint: `received` can do nothing useful before so many bytes (beyond those unconsumed) are there.
+ * Lets the transport receive them with one system call. Valid for the next receive. */
+void channel_want(struct channel *channel, size_t bytes);
+
+/* Stops delivering bytes, until the next call with false: back-pressure by the owner. */
+void channel_pause(struct channel *channel, bool paused);
+
+/* Ends both directions at once; `closed` follows from ring_wait(). Safe from any thread. */
+void channel_shutdown(struct channel *channel);
+
+/* Unbinds if bound. */
+void channel_free(struct channel *channel);
+
+/* Rate limit of sending, bytes per second, 0: none. By the kernel where it can. -ENOTSUP */
+int channel_pace(struct channel *channel, uint64_t bytes_per_s);
+
+/* How long unacknowledged data or silence may last before the channel counts as dead. */
+int channel_timeout(struct channel *channel, uint32_t timeout_ms);
+
+struct channel_totals {
+	uint64_t sent_bytes, received_bytes;
+};
+/* Any thread; each figure is current, the two need not be of one moment. */
+struct channel_totals channel_totals(const struct channel *channel);
+
+/* "127.0.0.1:40312 → 127.0.0.1:7420", for messages. */
+const char *channel_name(const struct channel *channel);
+
+#endif
