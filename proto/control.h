@@ -3,7 +3,8 @@
  * Control messages: a 32-bit little-endian length, then that many bytes of a jaunt.Control
  * (jaunt.proto). Both directions are pure functions on buffers. Unpacking bounds every length and
  * count before anything is used; a message that passes it can be used without further checks of its
- * shape (its meaning is the engine's affair).
+ * shape (its meaning is the engine's affair): no pointer to a sub-message is NULL, no string holds
+ * control characters but tab and newline.
  */
 #ifndef PROTO_CONTROL_H
 #define PROTO_CONTROL_H
@@ -22,12 +23,16 @@
 #define CONTROL_RUNS_MAX      65536u     /* dirty runs in one Freeze */
 #define CONTROL_STRING_MAX    4096u      /* any string but a property's value */
 #define CONTROL_VALUE_MAX     65536u     /* a property's value */
+#define CONTROL_TEXTS_MAX     256u       /* features in one Hello, texts in one Refused */
+#define CONTROL_CHANNELS_MAX  64u        /* streams, or urgent channels */
+#define CONTROL_MEMORY_MAX    (16u << 20) /* bytes of memory that unpacking one message may use */
 
 /* Packs `message` behind its length into malloc()ed *bytes. -ENOMEM, -EMSGSIZE. */
 int control_pack(const Jaunt__Control *message, uint8_t **bytes, size_t *count);
 
 /* Takes one message from the front of `data`. Returns 1 and the message (freed with control_free)
- * and sets *consumed; 0 if it is not all there yet, *needed then being the length of the whole;
+ * and sets *consumed; 0 if it is not all there yet, *needed then being the length of the whole, as
+ * far as it is known (4, that of the length itself, before that much is there);
  * -EPROTO, -EMSGSIZE or -ENOMEM with `error` filled. */
 int control_unpack(const uint8_t *data, size_t bytes, Jaunt__Control **message, size_t *consumed,
 		   size_t *needed, struct jaunt_error *error);

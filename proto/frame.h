@@ -24,6 +24,7 @@
 #define FRAME_VERSION       1
 #define FRAME_PAYLOAD_MAX   (4u << 20)
 #define FRAME_DIGEST_PAGES  512u /* digests in one answer, at most */
+#define FRAME_TEXT_MAX      1024u /* bytes of ERROR's text */
 
 enum frame_type {
 	FRAME_ATTACH = 1, /* first on every connection, and its echo; payload: struct attach */
@@ -31,7 +32,7 @@ enum frame_type {
 	FRAME_GRANT,      /* target → source, stream: stream this range; no payload */
 	FRAME_DATA,       /* source → target: a run of pages, payload page_count pages */
 	FRAME_ZERO,       /* source → target: a run of zero pages, no payload */
-	FRAME_GRANT_END,  /* source → target: everything of that grant was sent */
+	FRAME_GRANT_END,  /* source → target: everything of that grant (its range, repeated) was sent */
 	FRAME_DIGEST,     /* target → source: no payload, asks; source → target: the digests, 8 bytes
 			   * a page, or none and FRAME_FLAG_ALL_ZERO */
 	FRAME_ROUND,      /* source → target: end of a pre-copy round on this stream */
