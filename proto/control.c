@@ -31,8 +31,7 @@
 #define LENGTH_BYTES   4
 #define PAGE_BYTES_MIN 4096u
 
-/* --- Memory of unpacking -----------------------------------------------------------------------
- */
+/* --- Memory of unpacking ------------------------------------------------------------------ */
 
 struct budget {
 	size_t left;
@@ -62,8 +61,7 @@ static void budget_free(void *data, void *memory)
 	free(memory);
 }
 
-/* --- What a message may hold
- * ---------------------------------------------------------------------- */
+/* --- What a message may hold -------------------------------------------------------------- */
 
 /* All of these return 0 or -EPROTO, naming what was wrong. */
 
@@ -258,8 +256,7 @@ static int check_message(const Jaunt__Control *message, struct jaunt_error *erro
 	}
 }
 
-/* --- The interface
- * ---------------------------------------------------------------------------------- */
+/* --- The interface ------------------------------------------------------------------------ */
 
 int control_pack(const Jaunt__Control *message, uint8_t **bytes, size_t *count)
 {
@@ -381,8 +378,7 @@ const char *control_name(const Jaunt__Control *message)
 	}
 }
 
-/* --- Negotiation
- * --------------------------------------------------------------------------------------- */
+/* --- Negotiation -------------------------------------------------------------------------- */
 
 static const char *find_missing(char *const *required, size_t required_count, char *const *features,
 				size_t feature_count)

@@ -15,17 +15,17 @@
 #include "jaunt.h"
 #include "jaunt.pb-c.h"
 
-#define CONTROL_PROTOCOL_MIN  1
-#define CONTROL_PROTOCOL_MAX  1
-#define CONTROL_MESSAGE_MAX   (4u << 20) /* bytes of one message */
-#define CONTROL_STATE_CHUNK   (1u << 20) /* bytes of device state in one message */
-#define CONTROL_STATE_MAX     (64u << 20) /* bytes of device state in all */
-#define CONTROL_RUNS_MAX      65536u     /* dirty runs in one Freeze */
-#define CONTROL_STRING_MAX    4096u      /* any string but a property's value */
-#define CONTROL_VALUE_MAX     65536u     /* a property's value */
-#define CONTROL_TEXTS_MAX     256u       /* features in one Hello, texts in one Refused */
-#define CONTROL_CHANNELS_MAX  64u        /* streams, or urgent channels */
-#define CONTROL_MEMORY_MAX    (16u << 20) /* bytes of memory that unpacking one message may use */
+#define CONTROL_PROTOCOL_MIN 1
+#define CONTROL_PROTOCOL_MAX 1
+#define CONTROL_MESSAGE_MAX  (4u << 20)  /* bytes of one message */
+#define CONTROL_STATE_CHUNK  (1u << 20)  /* bytes of device state in one message */
+#define CONTROL_STATE_MAX    (64u << 20) /* bytes of device state in all */
+#define CONTROL_RUNS_MAX     65536u      /* dirty runs in one Freeze */
+#define CONTROL_STRING_MAX   4096u       /* any string but a property's value */
+#define CONTROL_VALUE_MAX    65536u      /* a property's value */
+#define CONTROL_TEXTS_MAX    256u        /* features in one Hello, texts in one Refused */
+#define CONTROL_CHANNELS_MAX 64u         /* streams, or urgent channels */
+#define CONTROL_MEMORY_MAX   (16u << 20) /* bytes of memory that unpacking one message may use */
 
 /* Packs `message` behind its length into malloc()ed *bytes. -ENOMEM, -EMSGSIZE. */
 int control_pack(const Jaunt__Control *message, uint8_t **bytes, size_t *count);

@@ -88,8 +88,7 @@ static uint64_t get64(const uint8_t *at)
 	return le64toh(value);
 }
 
-/* --- What each type may carry
- * --------------------------------------------------------------------- */
+/* --- What each type may carry ------------------------------------------------------------- */
 
 enum payload_rule {
 	PAYLOAD_NONE,
@@ -144,8 +143,7 @@ static bool payload_possible(const struct frame *frame, enum payload_rule rule)
 	return false;
 }
 
-/* --- Headers
- * ---------------------------------------------------------------------------------------- */
+/* --- Headers ------------------------------------------------------------------------------ */
 
 static uint32_t header_checksum(const uint8_t *bytes)
 {
@@ -242,8 +240,7 @@ const char *frame_type_name(uint8_t type)
 	return type < FRAME_TYPES && rules[type].name ? rules[type].name : "UNKNOWN";
 }
 
-/* --- ATTACH
- * ------------------------------------------------------------------------------------------ */
+/* --- ATTACH ------------------------------------------------------------------------------- */
 
 void attach_encode(const struct attach *attach, uint8_t bytes[ATTACH_BYTES])
 {

@@ -19,12 +19,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define FRAME_BYTES         32
-#define FRAME_MAGIC         0x464a /* "JF" */
-#define FRAME_VERSION       1
-#define FRAME_PAYLOAD_MAX   (4u << 20)
-#define FRAME_DIGEST_PAGES  512u /* digests in one answer, at most */
-#define FRAME_TEXT_MAX      1024u /* bytes of ERROR's text */
+#define FRAME_BYTES        32
+#define FRAME_MAGIC        0x464a /* "JF" */
+#define FRAME_VERSION      1
+#define FRAME_PAYLOAD_MAX  (4u << 20)
+#define FRAME_DIGEST_PAGES 512u  /* digests in one answer, at most */
+#define FRAME_TEXT_MAX     1024u /* bytes of ERROR's text */
 
 enum frame_type {
 	FRAME_ATTACH = 1, /* first on every connection, and its echo; payload: struct attach */
@@ -32,13 +32,13 @@ enum frame_type {
 	FRAME_GRANT,      /* target → source, stream: stream this range; no payload */
 	FRAME_DATA,       /* source → target: a run of pages, payload page_count pages */
 	FRAME_ZERO,       /* source → target: a run of zero pages, no payload */
-	FRAME_GRANT_END,  /* source → target: everything of that grant (its range, repeated) was sent */
-	FRAME_DIGEST,     /* target → source: no payload, asks; source → target: the digests, 8 bytes
-			   * a page, or none and FRAME_FLAG_ALL_ZERO */
-	FRAME_ROUND,      /* source → target: end of a pre-copy round on this stream */
-	FRAME_ROUND_ACK,  /* target → source */
-	FRAME_TOLD,       /* source → target: holes of [0, first_page) of the region were all told */
-	FRAME_ERROR,      /* either way: payload is text for a person, the channel ends */
+	FRAME_GRANT_END,  /* source → target: all of that grant (its range, repeated) was sent */
+	FRAME_DIGEST, /* target → source: no payload, asks; source → target: the digests, 8 bytes
+		       * a page, or none and FRAME_FLAG_ALL_ZERO */
+	FRAME_ROUND,  /* source → target: end of a pre-copy round on this stream */
+	FRAME_ROUND_ACK, /* target → source */
+	FRAME_TOLD,  /* source → target: holes of [0, first_page) of the region were all told */
+	FRAME_ERROR, /* either way: payload is text for a person, the channel ends */
 	FRAME_TYPES,
 };
 
@@ -61,13 +61,13 @@ struct frame {
 
 enum frame_fault {
 	FRAME_OK = 0,
-	FRAME_BAD_MAGIC,    /* the peer speaks something else */
+	FRAME_BAD_MAGIC, /* the peer speaks something else */
 	FRAME_BAD_VERSION,
 	FRAME_BAD_CHECKSUM,
 	FRAME_BAD_TYPE,
 	FRAME_BAD_FLAGS,
-	FRAME_BAD_LENGTH,   /* payload too long, or impossible for the type */
-	FRAME_BAD_COUNT,    /* no pages where there must be some, or first + count overflows */
+	FRAME_BAD_LENGTH, /* payload too long, or impossible for the type */
+	FRAME_BAD_COUNT,  /* no pages where there must be some, or first + count overflows */
 };
 
 void frame_encode(const struct frame *frame, uint8_t bytes[FRAME_BYTES]);

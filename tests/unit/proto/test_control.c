@@ -1,0 +1,627 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/control.h"
+#include "proto/frame.h"
+
+/* Strings that a message is lent; protobuf-c wants them writable and does not write. */
+#define TEXT(literal) ((char *)(uintptr_t)(literal))
+
+/* --- Messages that are good, for each test to spoil in one place -------------------------- */
+
+struct configuration {
+	Jaunt__Control control;
+	Jaunt__Configure configure;
+	Jaunt__Region region, *regions[JAUNT_MAX_REGIONS + 1];
+	Jaunt__Property property, *properties[JAUNT_MAX_PROPERTIES + 1];
+	uint8_t session[SESSION_ID_BYTES + 1], secret[SESSION_SECRET_BYTES + 1];
+};
+
+static void configuration_init(struct configuration *c)
+{
+	*c = (struct configuration){.control = JAUNT__CONTROL__INIT,
+				    .configure = JAUNT__CONFIGURE__INIT,
+				    .region = JAUNT__REGION__INIT,
+				    .property = JAUNT__PROPERTY__INIT};
+	c->region.name = TEXT("ram");
+	c->region.bytes = UINT64_C(1) << 30;
+	c->region.page_bytes = 4096;
+	c->property.key = TEXT("vcpus");
+	c->property.value = TEXT("2");
+	for (size_t i = 0; i <= JAUNT_MAX_REGIONS; i++)
+		c->regions[i] = &c->region;
+	for (size_t i = 0; i <= JAUNT_MAX_PROPERTIES; i++)
+		c->properties[i] = &c->property;
+	c->configure.session = (ProtobufCBinaryData){SESSION_ID_BYTES, c->session};
+	c->configure.secret = (ProtobufCBinaryData){SESSION_SECRET_BYTES, c->secret};
+	c->configure.vm_name = TEXT("web");
+	c->configure.driver = TEXT("microvm");
+	c->configure.mode = TEXT("post-copy");
+	c->configure.streams = 1;
+	c->configure.regions = c->regions;
+	c->configure.n_regions = 1;
+	c->configure.properties = c->properties;
+	c->configure.n_properties = 1;
+	c->control.message_case = JAUNT__CONTROL__MESSAGE_CONFIGURE;
+	c->control.configure = &c->configure;
+}
+
+/* --- Sending a message to oneself --------------------------------------------------------- */
+
+static int unpack_bytes(const uint8_t *bytes, size_t count, Jaunt__Control **out,
+			struct jaunt_error *error)
+{
+	size_t consumed = 0, needed = 0;
+	int rc = control_unpack(bytes, count, out, &consumed, &needed, error);
+	if (rc == 1)
+		cr_assert(eq(sz, consumed, count));
+	return rc;
+}
+
+static int repack(const Jaunt__Control *in, Jaunt__Control **out, struct jaunt_error *error)
+{
+	uint8_t *bytes;
+	size_t count;
+
+	cr_assert(zero(int, control_pack(in, &bytes, &count)));
+	int rc = unpack_bytes(bytes, count, out, error);
+	free(bytes);
+	return rc;
+}
+
+/* Whether the message is refused as a breach of the protocol, with a text. */
+static bool refused(const Jaunt__Control *in)
+{
+	struct jaunt_error error = {0};
+	Jaunt__Control *out = NULL;
+	int rc = repack(in, &out, &error);
+
+	if (rc == 1)
+		control_free(out);
+	return rc == -EPROTO && error.code == EPROTO && *error.reason && *error.text;
+}
+
+static bool accepted(const Jaunt__Control *in)
+{
+	Jaunt__Control *out = NULL;
+	int rc = repack(in, &out, NULL);
+
+	if (rc == 1)
+		control_free(out);
+	return rc == 1;
+}
+
+/* --- Length and completeness -------------------------------------------------------------- */
+
+Test(control, a_configuration_comes_back_as_it_was_sent)
+{
+	struct configuration c;
+	Jaunt__Control *out;
+
+	configuration_init(&c);
+	c.control.sequence = 17;
+	c.region.guest_address = UINT64_C(4) << 30;
+	c.configure.verify = true;
+	memset(c.session, 0x11, sizeof(c.session));
+	memset(c.secret, 0x22, sizeof(c.secret));
+	cr_assert(eq(int, repack(&c.control, &out, NULL), 1));
+	cr_expect_str_eq(control_name(out), "CONFIGURE");
+	cr_expect(eq(u64, out->sequence, 17));
+	cr_expect_str_eq(out->configure->vm_name, "web");
+	cr_expect_str_eq(out->configure->properties[0]->value, "2");
+	cr_expect(eq(u64, out->configure->regions[0]->guest_address, UINT64_C(4) << 30));
+	cr_expect(session_equal(out->configure->session.data, c.session, SESSION_ID_BYTES));
+	cr_expect(session_equal(out->configure->secret.data, c.secret, SESSION_SECRET_BYTES));
+	cr_expect(out->configure->verify);
+	cr_expect(not(out->configure->push));
+	control_free(out);
+}
+
+Test(control, a_message_in_pieces_says_how_much_is_needed)
+{
+	Jaunt__Control in = JAUNT__CONTROL__INIT, *out = NULL;
+	Jaunt__Ping ping = JAUNT__PING__INIT;
+	uint8_t *bytes;
+	size_t count, consumed, needed;
+
+	ping.sent_ns = 123456789;
+	in.message_case = JAUNT__CONTROL__MESSAGE_PING;
+	in.ping = &ping;
+	cr_assert(zero(int, control_pack(&in, &bytes, &count)));
+	for (size_t have = 0; have < count; have++) {
+		/* A copy of its own, so that the address sanitizer sees a read behind it. */
+		uint8_t *part = malloc(have ? have : 1);
+		memcpy(part, bytes, have);
+		needed = 0;
+		cr_assert(zero(int, control_unpack(part, have, &out, &consumed, &needed, NULL)));
+		cr_expect(eq(sz, needed, have < 4 ? 4 : count), "with %zu bytes", have);
+		free(part);
+	}
+	cr_assert(eq(int, control_unpack(bytes, count, &out, &consumed, &needed, NULL), 1));
+	cr_expect(eq(u64, out->ping->sent_ns, 123456789));
+	control_free(out);
+	free(bytes);
+}
+
+Test(control, takes_only_the_first_of_two_messages)
+{
+	Jaunt__Control in = JAUNT__CONTROL__INIT, *out;
+	Jaunt__Commit commit = JAUNT__COMMIT__INIT;
+	uint8_t *bytes, twice[64];
+	size_t count, consumed, needed;
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_COMMIT;
+	in.commit = &commit;
+	cr_assert(zero(int, control_pack(&in, &bytes, &count)));
+	memcpy(twice, bytes, count);
+	memset(twice + count, 0xff, sizeof(twice) - count);
+	cr_assert(eq(int, control_unpack(twice, sizeof(twice), &out, &consumed, &needed, NULL), 1));
+	cr_expect(eq(sz, consumed, count));
+	cr_expect_str_eq(control_name(out), "COMMIT");
+	control_free(out);
+	free(bytes);
+}
+
+Test(control, an_absurd_length_is_refused_before_anything_is_waited_for)
+{
+	const uint8_t http[4] = {'H', 'T', 'T', 'P'};
+	const uint8_t above[4] = {0x01, 0x00, 0x40, 0x00}; /* 4 MiB + 1 */
+	const uint8_t allowed[4] = {0x00, 0x00, 0x40, 0x00};
+	struct jaunt_error error = {0};
+	size_t consumed, needed = 0;
+	Jaunt__Control *out;
+
+	cr_expect(eq(int, control_unpack(http, 4, &out, &consumed, &needed, &error), -EMSGSIZE));
+	cr_expect(eq(int, error.code, EMSGSIZE));
+	cr_expect(eq(int, control_unpack(above, 4, &out, &consumed, &needed, &error), -EMSGSIZE));
+	cr_expect(zero(int, control_unpack(allowed, 4, &out, &consumed, &needed, &error)));
+	cr_expect(eq(sz, needed, (size_t)CONTROL_MESSAGE_MAX + 4));
+}
+
+Test(control, a_message_too_long_to_be_unpacked_is_not_packed)
+{
+	static uint8_t state[CONTROL_MESSAGE_MAX];
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__State chunk = JAUNT__STATE__INIT;
+	uint8_t *bytes;
+	size_t count;
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_STATE;
+	in.state = &chunk;
+	chunk.bytes = (ProtobufCBinaryData){sizeof(state), state};
+	cr_expect(eq(int, control_pack(&in, &bytes, &count), -EMSGSIZE));
+}
+
+Test(control, garbage_is_refused_with_a_text)
+{
+	const uint8_t garbage[] = {4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff};
+	struct jaunt_error error = {0};
+	Jaunt__Control *out;
+
+	cr_expect(eq(int, unpack_bytes(garbage, sizeof(garbage), &out, &error), -EPROTO));
+	cr_expect(ne(int, error.text[0], 0));
+}
+
+Test(control, small_bytes_that_need_much_memory_are_refused)
+{
+	/* A Refused of four million empty texts: two bytes each on the wire. */
+	const size_t inner = 3 << 20, total = 4 + 1 + 4 + inner;
+	uint8_t *bytes = malloc(total);
+	struct jaunt_error error = {0};
+	Jaunt__Control *out;
+	size_t at = 0;
+
+	bytes[at++] = (uint8_t)(total - 4);
+	bytes[at++] = (uint8_t)((total - 4) >> 8);
+	bytes[at++] = (uint8_t)((total - 4) >> 16);
+	bytes[at++] = 0;
+	bytes[at++] = 13 << 3 | 2; /* refused, length-delimited */
+	for (unsigned shift = 0; shift < 28; shift += 7)
+		bytes[at++] = (uint8_t)((inner >> shift & 0x7f) | (shift < 21 ? 0x80 : 0));
+	while (at < total) {
+		bytes[at++] = 2 << 3 | 2; /* texts */
+		bytes[at++] = 0;
+	}
+	cr_expect(eq(int, unpack_bytes(bytes, total, &out, &error), -EMSGSIZE));
+	cr_expect(eq(int, error.code, EMSGSIZE));
+	free(bytes);
+}
+
+/* --- What a message may hold -------------------------------------------------------------- */
+
+Test(control, a_message_of_an_unknown_kind_is_refused_by_its_number)
+{
+	const uint8_t newer[] = {3, 0, 0, 0, 0xca, 0x03, 0x00}; /* field 57, empty */
+	const uint8_t nothing[] = {2, 0, 0, 0, 0x08, 0x01};     /* a sequence number alone */
+	struct jaunt_error error = {0};
+	Jaunt__Control *out;
+
+	cr_expect(eq(int, unpack_bytes(newer, sizeof(newer), &out, &error), -EPROTO));
+	cr_expect(strstr(error.text, "57") != NULL, "%s", error.text);
+	cr_expect(eq(int, unpack_bytes(nothing, sizeof(nothing), &out, &error), -EPROTO));
+	cr_expect(eq(int, unpack_bytes((const uint8_t[4]){0}, 4, &out, &error), -EPROTO));
+}
+
+Test(control, an_unknown_field_of_a_known_kind_is_skipped)
+{
+	const uint8_t cut[] = {6, 0, 0, 0, 0xd2, 0x01, 3, 0x08, 5, 0};
+	const uint8_t ping[] = {9, 0, 0, 0, 0xd2, 0x01, 6, 0x08, 5, 0xca, 0x03, 1, 'x'};
+	Jaunt__Control *out;
+
+	/* A sub-message that ends within a field is not a message. */
+	cr_expect(eq(int, unpack_bytes(cut, sizeof(cut), &out, NULL), -EPROTO));
+	cr_assert(eq(int, unpack_bytes(ping, sizeof(ping), &out, NULL), 1));
+	cr_expect_str_eq(control_name(out), "PING");
+	cr_expect(eq(u64, out->ping->sent_ns, 5));
+	control_free(out);
+}
+
+Test(control, the_last_of_several_kinds_in_one_message_counts)
+{
+	const uint8_t two[] = {8, 0, 0, 0, 0xda, 0x01, 2, 0x08, 1, 0x92, 0x01, 0};
+	Jaunt__Control *out;
+
+	cr_assert(eq(int, unpack_bytes(two, sizeof(two), &out, NULL), 1));
+	cr_expect_str_eq(control_name(out), "COMMIT");
+	control_free(out);
+}
+
+Test(control, a_session_or_secret_of_another_length_is_refused)
+{
+	struct configuration c;
+
+	configuration_init(&c);
+	cr_assert(accepted(&c.control));
+	c.configure.session.len = SESSION_ID_BYTES + 1;
+	cr_expect(refused(&c.control));
+	c.configure.session.len = SESSION_ID_BYTES - 1;
+	cr_expect(refused(&c.control));
+	c.configure.session.len = 0;
+	cr_expect(refused(&c.control));
+
+	configuration_init(&c);
+	c.configure.secret.len = SESSION_SECRET_BYTES + 1;
+	cr_expect(refused(&c.control));
+	c.configure.secret.len = SESSION_SECRET_BYTES - 1;
+	cr_expect(refused(&c.control));
+}
+
+Test(control, streams_are_bounded)
+{
+	struct configuration c;
+
+	configuration_init(&c);
+	c.configure.streams = 0;
+	cr_expect(refused(&c.control));
+	c.configure.streams = 64;
+	cr_expect(accepted(&c.control));
+	c.configure.streams = 65;
+	cr_expect(refused(&c.control));
+}
+
+Test(control, counts_of_regions_and_properties_are_bounded)
+{
+	struct configuration c;
+
+	configuration_init(&c);
+	c.configure.n_regions = 0;
+	cr_expect(refused(&c.control));
+	c.configure.n_regions = JAUNT_MAX_REGIONS;
+	cr_expect(accepted(&c.control));
+	c.configure.n_regions = JAUNT_MAX_REGIONS + 1;
+	cr_expect(refused(&c.control));
+
+	configuration_init(&c);
+	c.configure.n_properties = 0;
+	cr_expect(accepted(&c.control));
+	c.configure.n_properties = JAUNT_MAX_PROPERTIES;
+	cr_expect(accepted(&c.control));
+	c.configure.n_properties = JAUNT_MAX_PROPERTIES + 1;
+	cr_expect(refused(&c.control));
+}
+
+Test(control, a_region_of_an_impossible_shape_is_refused)
+{
+	static const struct {
+		uint64_t guest_address, bytes, page_bytes;
+		bool good;
+	} shapes[] = {
+		{0, 4096, 4096, true},
+		{0, 2 << 20, 2 << 20, true},
+		{UINT64_MAX - 8191, 4096, 4096, true},
+		{0, 4096, 0, false},
+		{0, 2048, 2048, false},
+		{0, 12288, 12288, false},
+		{0, UINT64_C(1) << 30, UINT64_C(1) << 30, false},
+		{0, UINT64_C(1) << 63, UINT64_C(1) << 63, false},
+		{0, 0, 4096, false},
+		{0, 4097, 4096, false},
+		{0, 4096, 2 << 20, false},
+		{2048, 4096, 4096, false},
+		{UINT64_MAX - 4095, 4096, 4096, false},
+		{UINT64_MAX - 4095, 8192, 4096, false},
+		{4096, UINT64_MAX - 4095, 4096, false},
+	};
+	struct configuration c;
+
+	for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+		configuration_init(&c);
+		c.region.guest_address = shapes[i].guest_address;
+		c.region.bytes = shapes[i].bytes;
+		c.region.page_bytes = shapes[i].page_bytes;
+		if (shapes[i].good)
+			cr_expect(accepted(&c.control), "shape %zu", i);
+		else
+			cr_expect(refused(&c.control), "shape %zu", i);
+	}
+}
+
+Test(control, a_bad_region_behind_a_good_one_is_refused)
+{
+	struct configuration c;
+	Jaunt__Region second = JAUNT__REGION__INIT;
+
+	configuration_init(&c);
+	c.regions[1] = &second;
+	c.configure.n_regions = 2;
+	cr_expect(refused(&c.control));
+}
+
+Test(control, strings_are_bounded_and_may_not_steer_a_terminal)
+{
+	static char longest[CONTROL_VALUE_MAX + 2];
+	struct configuration c;
+
+	configuration_init(&c);
+	memset(longest, 'x', sizeof(longest) - 1);
+	c.property.value = longest + 1; /* CONTROL_VALUE_MAX of them */
+	cr_expect(accepted(&c.control));
+	c.property.value = longest;
+	cr_expect(refused(&c.control));
+
+	char **others[] = {&c.configure.vm_name, &c.configure.driver, &c.configure.mode,
+			   &c.region.name, &c.property.key};
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		configuration_init(&c);
+		*others[i] = longest + CONTROL_VALUE_MAX + 1 - CONTROL_STRING_MAX;
+		cr_expect(accepted(&c.control), "string %zu", i);
+		*others[i] = longest + CONTROL_VALUE_MAX - CONTROL_STRING_MAX;
+		cr_expect(refused(&c.control), "string %zu", i);
+		*others[i] = TEXT("\033[2J");
+		cr_expect(refused(&c.control), "string %zu", i);
+		*others[i] = TEXT("a\tb\nc \xe2\x86\x92 d");
+		cr_expect(accepted(&c.control), "string %zu", i);
+	}
+}
+
+Test(control, a_hello_must_make_sense)
+{
+	static char *features[CONTROL_TEXTS_MAX + 1];
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__Hello hello = JAUNT__HELLO__INIT;
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_HELLO;
+	in.hello = &hello;
+	cr_expect(refused(&in), "no versions");
+	hello.protocol_min = 2;
+	hello.protocol_max = 1;
+	cr_expect(refused(&in), "a range turned round");
+	hello.protocol_min = 1;
+	hello.protocol_max = UINT32_MAX;
+	cr_expect(accepted(&in));
+
+	for (size_t i = 0; i <= CONTROL_TEXTS_MAX; i++)
+		features[i] = TEXT("verify");
+	hello.features = features;
+	hello.n_features = CONTROL_TEXTS_MAX;
+	cr_expect(accepted(&in));
+	hello.n_features = CONTROL_TEXTS_MAX + 1;
+	cr_expect(refused(&in));
+	hello.n_features = 0;
+	hello.required = features;
+	hello.n_required = CONTROL_TEXTS_MAX + 1;
+	cr_expect(refused(&in));
+	hello.n_required = 0;
+	hello.kernel = TEXT("6.1\a");
+	cr_expect(refused(&in));
+}
+
+Test(control, the_largest_freeze_fits_and_one_run_more_is_refused)
+{
+	const size_t room = CONTROL_RUNS_MAX + 1;
+	Jaunt__Run *runs = calloc(room, sizeof(*runs)),
+		   **pointers = calloc(room, sizeof(*pointers));
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
+
+	for (size_t i = 0; i < room; i++) {
+		jaunt__run__init(&runs[i]);
+		/* The longest encodings there are. */
+		runs[i].region = JAUNT_MAX_REGIONS - 1;
+		runs[i].first_page = UINT64_C(1) << 63;
+		runs[i].page_count = (UINT64_C(1) << 63) - 1;
+		pointers[i] = &runs[i];
+	}
+	freeze.dirty = pointers;
+	in.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
+	in.freeze = &freeze;
+	cr_expect(accepted(&in), "none in pure post-copy");
+	freeze.n_dirty = CONTROL_RUNS_MAX;
+	cr_expect(accepted(&in));
+	freeze.n_dirty = CONTROL_RUNS_MAX + 1;
+	cr_expect(refused(&in));
+
+	freeze.n_dirty = 2;
+	runs[1].page_count = UINT64_C(1) << 63;
+	cr_expect(refused(&in), "a run that overflows");
+	runs[1].page_count = 0;
+	cr_expect(refused(&in), "a run without pages");
+	runs[1].page_count = 1;
+	cr_expect(accepted(&in));
+	runs[1].region = JAUNT_MAX_REGIONS;
+	cr_expect(refused(&in), "a region that cannot be");
+	free(pointers);
+	free(runs);
+}
+
+Test(control, a_chunk_of_state_is_bounded)
+{
+	static uint8_t state[CONTROL_STATE_CHUNK + 1];
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__State chunk = JAUNT__STATE__INIT;
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_STATE;
+	in.state = &chunk;
+	chunk.bytes = (ProtobufCBinaryData){CONTROL_STATE_CHUNK, state};
+	cr_expect(accepted(&in));
+	chunk.bytes.len++;
+	cr_expect(refused(&in));
+}
+
+Test(control, fault_threads_are_bounded)
+{
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__Ready ready = JAUNT__READY__INIT;
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_READY;
+	in.ready = &ready;
+	cr_expect(refused(&in));
+	ready.fault_threads = 64;
+	cr_expect(accepted(&in));
+	ready.fault_threads = 65;
+	cr_expect(refused(&in));
+}
+
+Test(control, words_of_failure_are_bounded)
+{
+	static char text[CONTROL_STRING_MAX + 2], *texts[CONTROL_TEXTS_MAX + 1];
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__Refused refusal = JAUNT__REFUSED__INIT;
+	Jaunt__Abort abortion = JAUNT__ABORT__INIT;
+	Jaunt__Failed failed = JAUNT__FAILED__INIT;
+	Jaunt__Progress progress = JAUNT__PROGRESS__INIT;
+	Jaunt__Complete complete = JAUNT__COMPLETE__INIT;
+
+	memset(text, 'x', sizeof(text) - 1);
+	for (size_t i = 0; i <= CONTROL_TEXTS_MAX; i++)
+		texts[i] = TEXT("no");
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_REFUSED;
+	in.refused = &refusal;
+	refusal.texts = texts;
+	refusal.n_texts = CONTROL_TEXTS_MAX;
+	cr_expect(accepted(&in));
+	refusal.n_texts++;
+	cr_expect(refused(&in));
+	refusal.n_texts = 1;
+	texts[0] = text;
+	cr_expect(refused(&in));
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_ABORT;
+	in.abort = &abortion;
+	cr_expect(accepted(&in));
+	abortion.text = text;
+	cr_expect(refused(&in));
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_FAILED;
+	in.failed = &failed;
+	cr_expect(accepted(&in));
+	failed.reason = text;
+	cr_expect(refused(&in));
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_PROGRESS;
+	in.progress = &progress;
+	cr_expect(accepted(&in));
+	progress.blocked = text;
+	cr_expect(refused(&in));
+
+	in.message_case = JAUNT__CONTROL__MESSAGE_COMPLETE;
+	in.complete = &complete;
+	cr_expect(refused(&in), "without figures");
+	complete.progress = &progress;
+	cr_expect(refused(&in));
+	progress.blocked = TEXT("verify");
+	cr_expect(accepted(&in));
+}
+
+Test(control, every_kind_has_a_name_of_its_own)
+{
+	const ProtobufCMessageDescriptor *descriptor = &jaunt__control__descriptor;
+	Jaunt__Control a = JAUNT__CONTROL__INIT, b = JAUNT__CONTROL__INIT;
+	unsigned kinds = 0;
+
+	for (unsigned i = 0; i < descriptor->n_fields; i++) {
+		if (!(descriptor->fields[i].flags & PROTOBUF_C_FIELD_FLAG_ONEOF))
+			continue;
+		kinds++;
+		a.message_case = (Jaunt__Control__MessageCase)descriptor->fields[i].id;
+		cr_expect_str_neq(control_name(&a), "UNKNOWN", "%s", descriptor->fields[i].name);
+		for (unsigned k = 0; k < i; k++) {
+			b.message_case = (Jaunt__Control__MessageCase)descriptor->fields[k].id;
+			cr_expect_str_neq(control_name(&a), control_name(&b));
+		}
+	}
+	cr_expect(ge(uint, kinds, 19));
+	a.message_case = JAUNT__CONTROL__MESSAGE__NOT_SET;
+	cr_expect_str_eq(control_name(&a), "UNKNOWN");
+}
+
+/* --- Negotiation -------------------------------------------------------------------------- */
+
+static Jaunt__Hello hello_of(uint32_t min, uint32_t max)
+{
+	Jaunt__Hello hello = JAUNT__HELLO__INIT;
+	hello.protocol_min = min;
+	hello.protocol_max = max;
+	hello.software = TEXT("jaunt 9.9");
+	return hello;
+}
+
+Test(negotiate, takes_the_newest_version_that_both_speak)
+{
+	Jaunt__Hello mine = hello_of(1, 3), theirs = hello_of(2, 7);
+
+	cr_expect(eq(int, control_negotiate(&mine, &theirs, NULL), 3));
+	cr_expect(eq(int, control_negotiate(&theirs, &mine, NULL), 3));
+	theirs = hello_of(1, 1);
+	cr_expect(eq(int, control_negotiate(&mine, &theirs, NULL), 1));
+}
+
+Test(negotiate, refuses_with_both_ranges_when_they_do_not_meet)
+{
+	Jaunt__Hello mine = hello_of(1, 2), theirs = hello_of(5, 6);
+	struct jaunt_error error = {0};
+
+	cr_expect(eq(int, control_negotiate(&mine, &theirs, &error), -EPROTONOSUPPORT));
+	cr_expect_str_eq(error.reason, "version-mismatch");
+	cr_expect(strstr(error.text, "1 to 2") && strstr(error.text, "5 to 6") &&
+			  strstr(error.text, "jaunt 9.9"),
+		  "%s", error.text);
+	cr_expect(eq(int, control_negotiate(&theirs, &mine, &error), -EPROTONOSUPPORT));
+}
+
+Test(negotiate, refuses_a_side_that_lacks_what_the_other_needs)
+{
+	Jaunt__Hello mine = hello_of(1, 1), theirs = hello_of(1, 1);
+	char *has[] = {TEXT("verify"), TEXT("told")}, *needs[] = {TEXT("told"), TEXT("warp")};
+	struct jaunt_error error = {0};
+
+	mine.features = has;
+	mine.n_features = 2;
+	theirs.required = needs;
+	theirs.n_required = 1;
+	cr_expect(eq(int, control_negotiate(&mine, &theirs, &error), 1));
+	theirs.n_required = 2;
+	cr_expect(eq(int, control_negotiate(&mine, &theirs, &error), -EPROTONOSUPPORT));
+	cr_expect_str_eq(error.reason, "feature-missing");
+	cr_expect(strstr(error.text, "warp") != NULL, "%s", error.text);
+	error = (struct jaunt_error){0};
+	cr_expect(eq(int, control_negotiate(&theirs, &mine, &error), -EPROTONOSUPPORT));
+	cr_expect(strstr(error.text, "warp") != NULL, "%s", error.text);
+}
