@@ -16,21 +16,26 @@
 struct ring;
 struct io_uring_sqe;
 
+/* `depth`: submissions queued at once without a system call of their own. -errno: ENOSYS the kernel
+ * is too old (5.11 is the oldest that will do), EPERM io_uring is forbidden here, ENOMEM. */
 int ring_create(struct ring **out, unsigned depth);
+/* Ends every watch and operation first, without callbacks. */
 void ring_destroy(struct ring *ring);
 
 /* Submits what is queued, waits for at least one event (timeout_ns < 0: for ever; 0: not at all)
- * and dispatches all that are there. Returns how many, 0 on timeout, or -errno of the ring itself. */
+ * and dispatches all that are there. Returns how many, 0 on timeout, or -errno of the ring itself.
+ * A wake-up counts as an event; a signal ends nothing. Not to be called from a callback. */
 int ring_wait(struct ring *ring, int64_t timeout_ns);
 
-/* Submits what is queued without waiting. */
+/* Submits what is queued without waiting, and without callbacks. 0 or -errno. */
 int ring_submit(struct ring *ring);
 
 /* Makes a ring_wait() of the owning thread return, now or the next time. Any thread; also async-
  * signal-safe. */
 void ring_wake(struct ring *ring);
 
-/* --- Readiness of a file descriptor -------------------------------------------------------------- */
+/* --- Readiness of a file descriptor --------------------------------------------------------------
+ */
 
 /* Watches `fd` for POLLIN, multishot: `ready` is called once for each event that the file signals
  * (edge-triggered: read until it is empty) with the poll mask, or with -errno when the watch ended.
@@ -39,28 +44,45 @@ struct ring_watch {
 	void (*ready)(void *user, int mask_or_error);
 	void *user;
 	int fd;
-	/* the ring's own */
-	struct ring *ring;
-	bool armed;
+	struct ring_poll *poll; /* the ring's own; NULL: not watching */
 };
 
+/* `poll` must be NULL. -ENOMEM. */
 int ring_watch_add(struct ring *ring, struct ring_watch *watch);
-/* No callback after it returns. */
+/* No callback after it returns, and the file may be closed. A watch that has ended, or was never
+ * added (all zero), may be removed too. */
 void ring_watch_remove(struct ring_watch *watch);
 
-/* --- For transports ------------------------------------------------------------------------------ */
+/* --- For transports ------------------------------------------------------------------------------
+ */
 
-/* An operation in flight. The kernel may write its buffers until `done` was called. */
+/* An operation in flight. The kernel may write its buffers until `done` was called with `in_flight`
+ * false (a multishot operation calls it more than once). */
 struct ring_operation {
 	void (*done)(struct ring_operation *operation, int result, unsigned cqe_flags);
 	bool in_flight;
 };
 
 /* A fresh submission entry tied to `operation`, never NULL (submits when the queue is full); the
- * caller preps it. */
+ * caller preps it with an io_uring_prep_ function at once. */
 struct io_uring_sqe *ring_prepare(struct ring *ring, struct ring_operation *operation);
 
-/* Cancels an operation and dispatches events until it is done. */
+/* Asks the kernel to end an operation that is in flight; `done` follows, mostly with -ECANCELED. */
+void ring_cancel_later(struct ring *ring, struct ring_operation *operation);
+
+/* Cancels an operation and calls its `done` before it returns. No other callback runs meanwhile:
+ * what else arrives is kept, in order, for the next ring_wait(). So it may be called from anywhere.
+ */
 void ring_cancel(struct ring *ring, struct ring_operation *operation);
+
+/* Work to be done just before the next submission: where many calls of a user become one
+ * submission entry. `run` may prepare entries; it must not call users back. */
+struct ring_task {
+	void (*run)(struct ring_task *task);
+	struct ring_task *next;
+	bool queued;
+};
+void ring_defer(struct ring *ring, struct ring_task *task); /* does nothing if it is queued */
+void ring_undefer(struct ring *ring, struct ring_task *task);
 
 #endif

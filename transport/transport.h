@@ -2,10 +2,15 @@
 /*
  * How bytes move between two hosts: the interface that every transport implements.
  *
- * A channel is a reliable, ordered, full-duplex connection. It is made unbound (by transport_connect
- * or a listener), bound to the ring of the one thread that uses it, and may be unbound and bound to
- * another ring again. Bytes are delivered in place, in the channel's own receive buffer, which is
- * small enough to stay in the cache: the receiver copies them out or installs them from there.
+ * A channel is a reliable, ordered, full-duplex connection. It is made unbound (by
+ * transport_connect or a listener), bound to the ring of the one thread that uses it, and may be
+ * unbound and bound to another ring again. Bytes are delivered in place, in the channel's own
+ * receive buffer, which is small enough to stay in the cache: the receiver copies them out or
+ * installs them from there.
+ *
+ * Threads: a bound channel belongs to the thread of its ring, an unbound one to whoever holds it;
+ * what any thread may call says so. Callbacks run inside ring_wait() and never nest: a callback may
+ * unbind or free any other channel or listener without being called back meanwhile.
  *
  * Ownership: a payload given to channel_send() belongs to the channel until `sent` or `closed` was
  * called. After `closed`, and after channel_unbind() and channel_free() return, no buffer is in use
@@ -29,7 +34,8 @@ struct ring;
 struct channel;
 struct listener;
 
-/* --- Addresses ------------------------------------------------------------------------------------ */
+/* --- Addresses
+ * ------------------------------------------------------------------------------------ */
 
 /* "tcp:HOST[:PORT]" or "tcp:[V6]:PORT", parsed and not yet resolved. */
 struct address {
@@ -41,69 +47,85 @@ struct address {
 int address_parse(struct address *address, const char *text, struct jaunt_error *error);
 /* "tcp:host:port", brackets round IPv6. */
 void address_format(const struct address *address, char *text, size_t room);
-/* Whether every address that the host resolves to is a loopback address. -errno if it does not
- * resolve. */
+/* 1 if every address that the host resolves to is a loopback address, else 0; -errno if it does not
+ * resolve. Blocks up to 10 s. */
 int address_is_loopback(const struct address *address, struct jaunt_error *error);
 
-/* --- Making channels --------------------------------------------------------------------------------- */
+/* --- Making channels
+ * --------------------------------------------------------------------------------- */
 
-/* Blocks up to timeout_ms. */
+/* Tries every address of the host and blocks up to timeout_ms in all. Reasons: "bad-address",
+ * "resolve", "connect-refused", "connect-timeout", "unreachable", "connect". */
 int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
 		      struct jaunt_error *error);
 
+/* Listens on every address that the host resolves to and this host has, all on one port ("[::]"
+ * takes IPv4 too). Port 0: one that is free. Reasons: "bad-address", "resolve", "port-in-use",
+ * "listen". */
 int transport_listen(struct listener **out, const struct address *address,
 		     struct jaunt_error *error);
 unsigned listener_port(const struct listener *listener);
 
 /* Starts accepting on `ring`; `accepted` gets each new channel, unbound, and owns it; on an error
- * that ends the listening it gets NULL and -errno. */
+ * that ends the listening it gets NULL and -errno. It may unbind and free the listener. */
 int listener_bind(struct listener *listener, struct ring *ring,
 		  void (*accepted)(void *user, struct channel *channel, int error), void *user);
 /* Stops accepting; no callback after it returns. It can be bound again. */
 void listener_unbind(struct listener *listener);
 void listener_free(struct listener *listener);
 
-/* --- Using a channel ----------------------------------------------------------------------------------- */
+/* --- Using a channel
+ * ----------------------------------------------------------------------------------- */
 
 struct channel_events {
-	/* `bytes` bytes have arrived and not been consumed. Returns how many of them it consumed; the
-	 * rest is offered again, behind it whatever arrives next. May call channel_send() and
+	/* `bytes` bytes have arrived and not been consumed. Returns how many of them it consumed;
+	 * the rest is offered again, behind it whatever arrives next. May call channel_send() and
 	 * channel_shutdown(); must not unbind or free its own channel. */
 	size_t (*received)(void *user, const uint8_t *data, size_t bytes);
-	/* The message with this cookie has been taken over by the kernel: its payload may change. In
-	 * the order of channel_send(). Optional. */
+	/* The message with this cookie has been taken over by the kernel: its payload may change.
+	 * In the order of channel_send(). Optional. */
 	void (*sent)(void *user, uint64_t cookie);
-	/* The channel is dead: 0 the peer closed it, else -errno. Called once, when nothing is in
-	 * flight. The owner still has to free it. */
+	/* The channel is dead: 0 the peer closed it, else -errno: -ECANCELED this side shut it
+	 * down, -EMSGSIZE the buffer is full and nothing was consumed, -ETIMEDOUT the peer is
+	 * silent, -ECONNRESET, … Called once, when nothing is in flight. The owner still has to
+	 * free it, and may do so here. */
 	void (*closed)(void *user, int error);
 };
 
 #define CHANNEL_HEAD_MAX 64 /* bytes of a message that are copied */
 
 /* Starts receiving. `receive_bytes` is the size of the receive buffer (and so the largest unit that
- * `received` may insist on seeing whole). Call on the ring's thread. */
+ * `received` may insist on seeing whole). Call on the ring's thread. -EPIPE: the channel is dead;
+ * -EBUSY it is bound; -EMSGSIZE bytes kept by channel_unbind() fill the buffer; -ENOMEM. */
 int channel_bind(struct channel *channel, struct ring *ring, const struct channel_events *events,
 		 void *user, size_t receive_bytes);
 
-/* Cancels what is in flight and waits for that; unconsumed bytes are lost, so unbind a live channel
- * only where the protocol leaves nothing unread. No callback after it returns. */
+/* Cancels what is in flight and waits for that. Bytes that have arrived and were not consumed are
+ * kept and offered after the next bind. Messages that were not `sent` are dropped, and if one of
+ * them was out in part, the channel can not be bound again (-EPIPE). No callback after it returns.
+ */
 void channel_unbind(struct channel *channel);
 
 /* Queues head (copied) and payload (referenced) as one message; goes out with the next ring_wait().
- * -EAGAIN: the queue is full, try again after `sent`. -EPIPE: the channel is dead. */
+ * -EAGAIN: the queue is full, try again after `sent`. -EPIPE: the channel is dead or not bound; if
+ * it is bound, `closed` follows. -EINVAL: the head is too long, or there is nothing to send. */
 int channel_send(struct channel *channel, const void *head, size_t head_bytes, const void *payload,
 		 size_t payload_bytes, uint64_t cookie);
 /* Messages that channel_send() would still take. */
 size_t channel_room(const struct channel *channel);
 
-/* A hint: `received` can do nothing useful before so many bytes (beyond those unconsumed) are there.
- * Lets the transport receive them with one system call. Valid for the next receive. */
+/* A hint: `received` can do nothing useful before so many bytes (beyond those unconsumed) are
+ * there. Lets the transport receive them with one system call, and nothing behind them. Valid for
+ * the next receive; more than the buffer can take counts as what it can take. */
 void channel_want(struct channel *channel, size_t bytes);
 
-/* Stops delivering bytes, until the next call with false: back-pressure by the owner. */
+/* Stops delivering bytes, until the next call with false: back-pressure by the owner. What is in
+ * the buffer is then offered again. A peer that closed in between shows only then; a reset shows at
+ * once. */
 void channel_pause(struct channel *channel, bool paused);
 
-/* Ends both directions at once; `closed` follows from ring_wait(). Safe from any thread. */
+/* Ends both directions at once; `closed` follows from ring_wait(), with -ECANCELED. Bytes that were
+ * not yet delivered are not delivered any more. From any thread, while the channel exists. */
 void channel_shutdown(struct channel *channel);
 
 /* Unbinds if bound. */

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a transport implements: the other side of transport.h, for the files of this folder only.
+ *
+ * A provider embeds struct channel and struct listener as members of its own objects and fills in
+ * their `ops`; transport.c looks the provider up by the scheme of an address and forwards. Each
+ * operation has the contract of the function of the same name in transport.h.
+ */
+#ifndef TRANSPORT_PROVIDER_H
+#define TRANSPORT_PROVIDER_H
+
+#include <stddef.h>
+
+#include "transport/transport.h"
+
+struct channel_ops {
+	int (*bind)(struct channel *channel, struct ring *ring, const struct channel_events *events,
+		    void *user, size_t receive_bytes);
+	void (*unbind)(struct channel *channel);
+	int (*send)(struct channel *channel, const void *head, size_t head_bytes,
+		    const void *payload, size_t payload_bytes, uint64_t cookie);
+	size_t (*room)(const struct channel *channel);
+	void (*want)(struct channel *channel, size_t bytes);
+	void (*pause)(struct channel *channel, bool paused);
+	void (*shutdown)(struct channel *channel);
+	void (*free)(struct channel *channel); /* is unbound already */
+	int (*pace)(struct channel *channel, uint64_t bytes_per_s);
+	int (*timeout)(struct channel *channel, uint32_t timeout_ms);
+	struct channel_totals (*totals)(const struct channel *channel);
+	const char *(*name)(const struct channel *channel);
+};
+
+struct channel {
+	const struct channel_ops *ops;
+};
+
+struct listener_ops {
+	unsigned (*port)(const struct listener *listener);
+	int (*bind)(struct listener *listener, struct ring *ring,
+		    void (*accepted)(void *user, struct channel *channel, int error), void *user);
+	void (*unbind)(struct listener *listener);
+	void (*free)(struct listener *listener); /* is unbound already */
+};
+
+struct listener {
+	const struct listener_ops *ops;
+};
+
+struct transport {
+	const char *scheme;
+	int (*connect)(struct channel **out, const struct address *address, uint32_t timeout_ms,
+		       struct jaunt_error *error);
+	int (*listen)(struct listener **out, const struct address *address,
+		      struct jaunt_error *error);
+};
+
+extern const struct transport tcp_transport;
+
+/* NULL: there is none of that name. */
+const struct transport *transport_find(const char *scheme);
+/* "tcp, rdma": the schemes there are, for messages. */
+void transport_schemes(char *text, size_t room);
+
+#define container_of(pointer, type, member)                                                        \
+	((type *)(void *)((char *)(pointer)-offsetof(type, member)))
+
+#endif

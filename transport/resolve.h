@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* From the host of an address to socket addresses, within a bounded time. Any thread; blocks. */
+#ifndef TRANSPORT_RESOLVE_H
+#define TRANSPORT_RESOLVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "transport/transport.h"
+
+#define RESOLVE_MAX        8     /* addresses of one host that are looked at */
+#define RESOLVE_TIMEOUT_MS 10000 /* for callers without a limit of their own */
+
+struct resolved {
+	unsigned count;
+	struct {
+		struct sockaddr_storage address;
+		socklen_t bytes;
+	} entries[RESOLVE_MAX];
+};
+
+/* In the order of the system's preference, without duplicates. ENOENT: no such host; EAGAIN: the
+ * name service does not answer now; ETIMEDOUT; else of the system. Fills `error`. */
+int resolve_address(struct resolved *out, const struct address *address, uint32_t timeout_ms,
+		    struct jaunt_error *error);
+
+#define RESOLVE_TEXT 80 /* room for any numeric address and port */
+
+/* "127.0.0.1:7420", "[fe80::1%eth0]:7420" */
+void resolve_format(const struct sockaddr_storage *address, char text[RESOLVE_TEXT]);
+
+#endif

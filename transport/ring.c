@@ -1,0 +1,565 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * One io_uring per thread. Users queue submission entries, each tied to a struct ring_operation
+ * whose address is the entry's user_data; ring_wait() publishes them and sleeps in one and the same
+ * io_uring_enter(), then hands every completion to its operation's `done`. liburing sets up the
+ * ring and preps entries; entering is done here, because its wait-with-timeout makes a second
+ * system call when the first one submitted something, and hides a timeout in that case.
+ *
+ * Callbacks never nest. ring_cancel() needs an operation to end *now*, inside whatever callback it
+ * was called from; the completions of others that it finds on the way go to the backlog, which the
+ * next dispatch serves before the completion queue. So a channel can free another one in a callback
+ * without being called back itself in the middle of it.
+ *
+ * Tasks (ring_defer) run right before a submission: a channel that was given ten messages since the
+ * last one makes a single entry of them, and one that was read, paused and resumed looks at its
+ * state once.
+ *
+ * Wake-ups. ring_wake() sets `woken` and, if it was clear, writes to an eventfd on which a read is
+ * always in flight. The handler clears `woken` *before* it queues the next read: a waker that comes
+ * later writes again and the counter keeps it for that read; one that came earlier found `woken`
+ * set and is covered by the ring_wait() that is just returning. The exchange in ring_wake() and the
+ * one in the handler are both acquire-release, so whatever a waker stored before is seen by the
+ * owner after ring_wait() returned.
+ *
+ * Watches are multishot polls. The caller may forget its watch object right after removal, the
+ * kernel needs ours until the last completion, so there is a struct ring_poll of our own in
+ * between.
+ *
+ * When entering fails for good (which takes a kernel bug or a closed descriptor), `failed` is set:
+ * entries go nowhere, operations end with that error as they are cancelled, ring_wait() returns it.
+ */
+#include "transport/ring.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+
+/* Linux 6.0 and 6.1; in Debian 12's headers, not in older ones. */
+#ifndef IORING_SETUP_SUBMIT_ALL
+#define IORING_SETUP_SUBMIT_ALL (1U << 7)
+#endif
+
+#define NO_TIMEOUT INT64_C(-1)
+
+struct completion {
+	struct ring_operation *operation;
+	int result;
+	unsigned flags;
+};
+
+struct ring_poll {
+	struct ring_operation operation;
+	struct ring *ring;
+	struct ring_watch *watch; /* NULL: removed, waits for its last completion */
+	struct ring_poll *next, **link;
+	int fd;
+};
+
+struct ring {
+	struct io_uring uring;
+	unsigned enter_flags;
+	int enter_fd;
+	int failed; /* -errno */
+	bool closing;
+
+	/* Completions taken from the queue by ring_cancel(); [backlog_first, backlog_end) are due.
+	 */
+	struct completion *backlog;
+	size_t backlog_first, backlog_end, backlog_room;
+
+	struct ring_task *tasks, **tasks_end;
+	struct ring_poll *polls;
+
+	int wake_fd;
+	uint64_t wake_count; /* the kernel's, while wake_read is in flight */
+	struct ring_operation wake_read;
+	_Atomic bool woken; /* see Wake-ups */
+
+	struct io_uring_sqe sink; /* where entries go once the ring has failed */
+};
+
+/* --- Entering the kernel
+ * -------------------------------------------------------------------------- */
+
+/* Publishes what is queued and, with `wait`, sleeps until there is a completion. 0, -ETIME, -EINTR
+ * or another -errno; after a submission the kernel does not tell a timeout or a signal from
+ * success. */
+static int enter(struct ring *ring, unsigned wait, bool reap, int64_t timeout_ns)
+{
+	struct io_uring_sq *sq = &ring->uring.sq;
+	struct __kernel_timespec timespec;
+	struct io_uring_getevents_arg argument = {0};
+	unsigned flags = ring->enter_flags;
+	void *extra = NULL;
+	size_t extra_bytes = 0;
+
+	if (ring->failed)
+		return ring->failed;
+	/* Release: the kernel must see the entries before the new tail. */
+	io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+	unsigned submit = sq->sqe_tail - io_uring_smp_load_acquire(sq->khead);
+	if (wait || reap)
+		flags |= IORING_ENTER_GETEVENTS;
+	else if (!submit)
+		return 0;
+	if (wait && timeout_ns >= 0) {
+		timespec.tv_sec = timeout_ns / 1000000000;
+		timespec.tv_nsec = timeout_ns % 1000000000;
+		argument.ts = (uintptr_t)&timespec;
+		extra = &argument;
+		extra_bytes = sizeof(argument);
+		flags |= IORING_ENTER_EXT_ARG;
+	}
+	int result =
+		io_uring_enter2((unsigned)ring->enter_fd, submit, wait, flags, extra, extra_bytes);
+	return result < 0 ? result : 0;
+}
+
+/* Whether an error of enter() passes by itself, or by reaping completions. */
+static bool is_transient(int error)
+{
+	return error == -EINTR || error == -ETIME || error == -EAGAIN || error == -EBUSY;
+}
+
+static void run_tasks(struct ring *ring)
+{
+	while (ring->tasks) {
+		struct ring_task *task = ring->tasks;
+		ring->tasks = task->next;
+		if (!ring->tasks)
+			ring->tasks_end = &ring->tasks;
+		task->queued = false;
+		task->run(task);
+	}
+}
+
+void ring_defer(struct ring *ring, struct ring_task *task)
+{
+	if (task->queued)
+		return;
+	task->queued = true;
+	task->next = NULL;
+	*ring->tasks_end = task;
+	ring->tasks_end = &task->next;
+}
+
+void ring_undefer(struct ring *ring, struct ring_task *task)
+{
+	if (!task->queued)
+		return;
+	struct ring_task **link = &ring->tasks;
+	while (*link != task)
+		link = &(*link)->next;
+	*link = task->next;
+	if (ring->tasks_end == &task->next)
+		ring->tasks_end = link;
+	task->queued = false;
+}
+
+/* --- Completions
+ * ------------------------------------------------------------------------------------ */
+
+static bool take_completion(struct ring *ring, struct completion *completion)
+{
+	struct io_uring_cq *cq = &ring->uring.cq;
+	unsigned head = *cq->khead;
+
+	if (head == io_uring_smp_load_acquire(cq->ktail))
+		return false;
+	const struct io_uring_cqe *cqe = &cq->cqes[head & cq->ring_mask];
+	completion->operation = (struct ring_operation *)(uintptr_t)cqe->user_data;
+	completion->result = cqe->res;
+	completion->flags = cqe->flags;
+	io_uring_smp_store_release(cq->khead, head + 1);
+	return true;
+}
+
+static bool has_completions(const struct ring *ring)
+{
+	return ring->backlog_first != ring->backlog_end || io_uring_cq_ready(&ring->uring);
+}
+
+/* Returns whether it was somebody's: completions of cancel requests are nobody's. */
+static bool complete(const struct completion *completion)
+{
+	struct ring_operation *operation = completion->operation;
+
+	if (!operation)
+		return false;
+	if (!(completion->flags & IORING_CQE_F_MORE))
+		operation->in_flight = false;
+	operation->done(operation, completion->result, completion->flags);
+	return true;
+}
+
+static void backlog_add(struct ring *ring, const struct completion *completion)
+{
+	if (ring->backlog_end == ring->backlog_room) {
+		size_t room = ring->backlog_room * 2;
+		struct completion *larger = realloc(ring->backlog, room * sizeof(*larger));
+		if (!larger) {
+			/* Not reached with bounded channels: the backlog starts as large as the
+			 * completion queue. A callback out of turn is better than a lost one. */
+			complete(completion);
+			return;
+		}
+		ring->backlog = larger;
+		ring->backlog_room = room;
+	}
+	ring->backlog[ring->backlog_end++] = *completion;
+}
+
+/* Dispatches what is there now; what callbacks bring about waits for the next time, lest one busy
+ * file starve the caller of ring_wait(). */
+static int dispatch(struct ring *ring)
+{
+	int events = 0;
+	struct completion completion;
+
+	for (size_t due = ring->backlog_end - ring->backlog_first; due; due--) {
+		if (ring->backlog_first == ring->backlog_end)
+			break; /* a nested ring_cancel() took the rest */
+		completion = ring->backlog[ring->backlog_first++];
+		if (ring->backlog_first == ring->backlog_end)
+			ring->backlog_first = ring->backlog_end = 0;
+		events += complete(&completion);
+	}
+	for (unsigned due = io_uring_cq_ready(&ring->uring); due; due--) {
+		/* A callback may have moved completions to the backlog: those come first. */
+		if (ring->backlog_first != ring->backlog_end)
+			break;
+		if (!take_completion(ring, &completion))
+			break;
+		events += complete(&completion);
+	}
+	return events;
+}
+
+int ring_wait(struct ring *ring, int64_t timeout_ns)
+{
+	uint64_t deadline = timeout_ns > 0 ? clock_ns() + (uint64_t)timeout_ns : 0;
+	int64_t left = timeout_ns;
+
+	for (;;) {
+		run_tasks(ring);
+		bool ready = has_completions(ring);
+		bool wait = !ready && timeout_ns != 0;
+		/* Reaping lets the kernel run what it deferred even if there is nothing to wait
+		 * for; with completions at hand and nothing to submit, it can run the next time. */
+		int error = enter(ring, wait ? 1 : 0, !ready, left);
+		if (error && !is_transient(error)) {
+			ring->failed = error;
+			return error;
+		}
+		int events = dispatch(ring);
+		if (events)
+			return events;
+		if (timeout_ns == 0 && !has_completions(ring))
+			return 0;
+		if (timeout_ns > 0) {
+			uint64_t now = clock_ns();
+			if (now >= deadline && !has_completions(ring))
+				return 0;
+			left = now >= deadline ? 0 : (int64_t)(deadline - now);
+		}
+	}
+}
+
+int ring_submit(struct ring *ring)
+{
+	run_tasks(ring);
+	int error = enter(ring, 0, false, NO_TIMEOUT);
+	return is_transient(error) ? 0 : error;
+}
+
+/* --- Operations
+ * --------------------------------------------------------------------------------------- */
+
+/* A free submission entry, at the price of a submission when there is none. */
+static struct io_uring_sqe *next_entry(struct ring *ring)
+{
+	struct io_uring_sqe *sqe;
+
+	while (!(sqe = io_uring_get_sqe(&ring->uring))) {
+		int error = enter(ring, 0, false, NO_TIMEOUT);
+		if (error == -EBUSY || error == -EAGAIN) {
+			/* The kernel wants its completions fetched first. */
+			struct completion completion;
+			while (take_completion(ring, &completion))
+				backlog_add(ring, &completion);
+			error = enter(ring, 0, true, NO_TIMEOUT);
+		}
+		if (error && !is_transient(error)) {
+			ring->failed = error;
+			sqe = &ring->sink;
+			break;
+		}
+	}
+	return sqe;
+}
+
+struct io_uring_sqe *ring_prepare(struct ring *ring, struct ring_operation *operation)
+{
+	struct io_uring_sqe *sqe = next_entry(ring);
+
+	/* liburing 2.3 leaves user_data alone in io_uring_prep_*. */
+	sqe->user_data = (uintptr_t)operation;
+	operation->in_flight = true;
+	return sqe;
+}
+
+void ring_cancel_later(struct ring *ring, struct ring_operation *operation)
+{
+	if (!operation->in_flight)
+		return;
+	struct io_uring_sqe *sqe = next_entry(ring);
+	io_uring_prep_cancel64(sqe, (uintptr_t)operation, 0);
+	sqe->user_data = 0;
+}
+
+/* Completes what the backlog holds of an operation; the rest keeps its order. */
+static void complete_from_backlog(struct ring *ring, struct ring_operation *operation)
+{
+	for (size_t i = ring->backlog_first; i < ring->backlog_end; i++) {
+		if (ring->backlog[i].operation != operation)
+			continue;
+		struct completion completion = ring->backlog[i];
+		ring->backlog[i].operation = NULL;
+		complete(&completion);
+	}
+}
+
+void ring_cancel(struct ring *ring, struct ring_operation *operation)
+{
+	complete_from_backlog(ring, operation);
+	while (operation->in_flight) {
+		struct completion completion;
+		if (ring->failed) {
+			completion = (struct completion){operation, ring->failed, 0};
+			complete(&completion);
+			return;
+		}
+		if (!take_completion(ring, &completion)) {
+			/* Asking again each time round also catches an operation that the first
+			 * request missed because it was just being retried. */
+			ring_cancel_later(ring, operation);
+			int error = enter(ring, 1, true, NO_TIMEOUT);
+			if (error && !is_transient(error))
+				ring->failed = error;
+		} else if (completion.operation == operation) {
+			complete(&completion);
+		} else if (completion.operation) {
+			backlog_add(ring, &completion);
+		}
+	}
+}
+
+/* --- Watches
+ * -------------------------------------------------------------------------------------------- */
+
+static void poll_arm(struct ring_poll *poll)
+{
+	struct io_uring_sqe *sqe = ring_prepare(poll->ring, &poll->operation);
+	io_uring_prep_poll_multishot(sqe, poll->fd, POLLIN);
+}
+
+static void poll_free(struct ring_poll *poll)
+{
+	*poll->link = poll->next;
+	if (poll->next)
+		poll->next->link = poll->link;
+	free(poll);
+}
+
+static void poll_done(struct ring_operation *operation, int result, unsigned flags)
+{
+	/* `operation` is the first member. */
+	struct ring_poll *poll = (struct ring_poll *)operation;
+	struct ring_watch *watch = poll->watch;
+
+	if (!operation->in_flight) {
+		if (!watch) {
+			/* While closing, ring_cancel() still looks at the operation. */
+			if (!poll->ring->closing)
+				poll_free(poll);
+			return;
+		}
+		if (result >= 0) {
+			/* The kernel ends a multishot poll when it cannot post (queue overflow).
+			 * Arming looks at the file again, so nothing is missed. */
+			poll_arm(poll);
+		} else {
+			watch->poll = NULL;
+			poll_free(poll);
+		}
+	}
+	if (watch)
+		watch->ready(watch->user, result);
+}
+
+int ring_watch_add(struct ring *ring, struct ring_watch *watch)
+{
+	struct ring_poll *poll = calloc(1, sizeof(*poll));
+	if (!poll)
+		return -ENOMEM;
+	poll->operation.done = poll_done;
+	poll->ring = ring;
+	poll->watch = watch;
+	poll->fd = watch->fd;
+	poll->next = ring->polls;
+	poll->link = &ring->polls;
+	if (poll->next)
+		poll->next->link = &poll->next;
+	ring->polls = poll;
+	watch->poll = poll;
+	poll_arm(poll);
+	return 0;
+}
+
+void ring_watch_remove(struct ring_watch *watch)
+{
+	struct ring_poll *poll = watch->poll;
+	if (!poll)
+		return;
+	watch->poll = NULL;
+	poll->watch = NULL;
+	if (poll->operation.in_flight) {
+		/* Submitted at once: the caller may close the file now, and an entry that is still
+		 * queued names it by number. */
+		ring_cancel_later(poll->ring, &poll->operation);
+		enter(poll->ring, 0, false, NO_TIMEOUT);
+	}
+	/* poll_done() frees it. */
+}
+
+/* --- Wake-ups
+ * --------------------------------------------------------------------------------------------- */
+
+static void wake_arm(struct ring *ring)
+{
+	struct io_uring_sqe *sqe = ring_prepare(ring, &ring->wake_read);
+	io_uring_prep_read(sqe, ring->wake_fd, &ring->wake_count, sizeof(ring->wake_count), 0);
+}
+
+static void wake_done(struct ring_operation *operation, int result, unsigned flags)
+{
+	struct ring *ring = (struct ring *)((char *)operation - offsetof(struct ring, wake_read));
+
+	atomic_exchange_explicit(&ring->woken, false, memory_order_acq_rel);
+	if (result != -ECANCELED)
+		wake_arm(ring);
+}
+
+void ring_wake(struct ring *ring)
+{
+	int saved_errno = errno;
+	static const uint64_t one = 1;
+
+	if (!atomic_exchange_explicit(&ring->woken, true, memory_order_acq_rel)) {
+		/* Cannot block or fail: the counter is never above 1. EINTR does not happen on a
+		 * write that does not sleep. */
+		ssize_t written = write(ring->wake_fd, &one, sizeof(one));
+		(void)written;
+	}
+	errno = saved_errno;
+}
+
+/* --- Making and unmaking
+ * -------------------------------------------------------------------------------- */
+
+static int queue_init(struct ring *ring, unsigned depth)
+{
+	/* In order of preference; each kernel says EINVAL to flags it does not know. */
+	static const unsigned modes[] = {
+		IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+		IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+		IORING_SETUP_SUBMIT_ALL,
+		0,
+	};
+	int error = -EINVAL;
+
+	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]) && error == -EINVAL; i++) {
+		struct io_uring_params params = {
+			.flags = modes[i] | IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE,
+			.cq_entries = depth * 4,
+		};
+		error = io_uring_queue_init_params(depth, &ring->uring, &params);
+	}
+	if (error)
+		return error;
+	unsigned needed = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL;
+	if ((ring->uring.features & needed) != needed) {
+		io_uring_queue_exit(&ring->uring);
+		return -ENOSYS;
+	}
+	io_uring_ring_dontfork(&ring->uring);
+	/* A registered descriptor saves the lookup in each io_uring_enter() (Linux 5.18). */
+	if (io_uring_register_ring_fd(&ring->uring) == 1)
+		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+	ring->enter_fd = ring->uring.enter_ring_fd;
+	return 0;
+}
+
+int ring_create(struct ring **out, unsigned depth)
+{
+	struct ring *ring = calloc(1, sizeof(*ring));
+	if (!ring)
+		return -ENOMEM;
+	ring->tasks_end = &ring->tasks;
+	ring->wake_read.done = wake_done;
+	/* Not EFD_NONBLOCK: io_uring would fail the read with EAGAIN instead of waiting. */
+	ring->wake_fd = eventfd(0, EFD_CLOEXEC);
+	if (ring->wake_fd < 0) {
+		int error = -errno;
+		free(ring);
+		return error;
+	}
+	int error = queue_init(ring, depth);
+	if (error) {
+		close(ring->wake_fd);
+		free(ring);
+		return error;
+	}
+	ring->backlog_room = ring->uring.cq.ring_entries;
+	ring->backlog = calloc(ring->backlog_room, sizeof(*ring->backlog));
+	if (!ring->backlog) {
+		io_uring_queue_exit(&ring->uring);
+		close(ring->wake_fd);
+		free(ring);
+		return -ENOMEM;
+	}
+	wake_arm(ring);
+	*out = ring;
+	return 0;
+}
+
+void ring_destroy(struct ring *ring)
+{
+	if (!ring)
+		return;
+	ring->closing = true;
+	while (ring->polls) {
+		struct ring_poll *poll = ring->polls;
+		if (poll->watch)
+			poll->watch->poll = NULL;
+		poll->watch = NULL;
+		ring_cancel(ring, &poll->operation);
+		poll_free(poll);
+	}
+	ring_cancel(ring, &ring->wake_read);
+	io_uring_queue_exit(&ring->uring);
+	close(ring->wake_fd);
+	free(ring->backlog);
+	free(ring);
+}

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of transports, and the way from a call to the provider behind it. */
+#include "transport/transport.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "transport/provider.h"
+
+static const struct transport *const transports[] = {&tcp_transport};
+
+#define TRANSPORT_COUNT (sizeof(transports) / sizeof(transports[0]))
+
+const struct transport *transport_find(const char *scheme)
+{
+	for (size_t i = 0; i < TRANSPORT_COUNT; i++)
+		if (!strcmp(transports[i]->scheme, scheme))
+			return transports[i];
+	return NULL;
+}
+
+void transport_schemes(char *text, size_t room)
+{
+	size_t used = 0;
+
+	text[0] = '\0';
+	for (size_t i = 0; i < TRANSPORT_COUNT && used < room; i++)
+		used += (size_t)snprintf(text + used, room - used, "%s%s", i ? ", " : "",
+					 transports[i]->scheme);
+}
+
+/* An address that was not made by address_parse() may name anything. */
+static const struct transport *find(const struct address *address, struct jaunt_error *error)
+{
+	const struct transport *transport = transport_find(address->scheme);
+	if (!transport) {
+		char known[64];
+		transport_schemes(known, sizeof(known));
+		error_set(error, EINVAL, "bad-address", "unknown transport '%s'; known: %s",
+			  address->scheme, known);
+	}
+	return transport;
+}
+
+int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
+		      struct jaunt_error *error)
+{
+	const struct transport *transport = find(address, error);
+	return transport ? transport->connect(out, address, timeout_ms, error) : -EINVAL;
+}
+
+int transport_listen(struct listener **out, const struct address *address,
+		     struct jaunt_error *error)
+{
+	const struct transport *transport = find(address, error);
+	return transport ? transport->listen(out, address, error) : -EINVAL;
+}
+
+unsigned listener_port(const struct listener *listener)
+{
+	return listener->ops->port(listener);
+}
+
+int listener_bind(struct listener *listener, struct ring *ring,
+		  void (*accepted)(void *user, struct channel *channel, int error), void *user)
+{
+	return listener->ops->bind(listener, ring, accepted, user);
+}
+
+void listener_unbind(struct listener *listener)
+{
+	listener->ops->unbind(listener);
+}
+
+void listener_free(struct listener *listener)
+{
+	if (!listener)
+		return;
+	listener->ops->unbind(listener);
+	listener->ops->free(listener);
+}
+
+int channel_bind(struct channel *channel, struct ring *ring, const struct channel_events *events,
+		 void *user, size_t receive_bytes)
+{
+	return channel->ops->bind(channel, ring, events, user, receive_bytes);
+}
+
+void channel_unbind(struct channel *channel)
+{
+	channel->ops->unbind(channel);
+}
+
+int channel_send(struct channel *channel, const void *head, size_t head_bytes, const void *payload,
+		 size_t payload_bytes, uint64_t cookie)
+{
+	return channel->ops->send(channel, head, head_bytes, payload, payload_bytes, cookie);
+}
+
+size_t channel_room(const struct channel *channel)
+{
+	return channel->ops->room(channel);
+}
+
+void channel_want(struct channel *channel, size_t bytes)
+{
+	channel->ops->want(channel, bytes);
+}
+
+void channel_pause(struct channel *channel, bool paused)
+{
+	channel->ops->pause(channel, paused);
+}
+
+void channel_shutdown(struct channel *channel)
+{
+	channel->ops->shutdown(channel);
+}
+
+void channel_free(struct channel *channel)
+{
+	if (!channel)
+		return;
+	channel->ops->unbind(channel);
+	channel->ops->free(channel);
+}
+
+int channel_pace(struct channel *channel, uint64_t bytes_per_s)
+{
+	return channel->ops->pace(channel, bytes_per_s);
+}
+
+int channel_timeout(struct channel *channel, uint32_t timeout_ms)
+{
+	return channel->ops->timeout(channel, timeout_ms);
+}
+
+struct channel_totals channel_totals(const struct channel *channel)
+{
+	return channel->ops->totals(channel);
+}
+
+const char *channel_name(const struct channel *channel)
+{
+	return channel->ops->name(channel);
+}
