@@ -21,6 +21,7 @@
 #define TRACE_SCHEMA       "jaunt-trace/1"
 #define TRACE_LANES_MAX    96u
 #define TRACE_LANE_RECORDS (1u << 16) /* 3 MiB a lane, made at its first record */
+#define TRACE_TEXT_MAX     1024u      /* bytes of an event's text; the rest is cut */
 
 struct trace;
 struct trace_lane;
@@ -52,7 +53,7 @@ enum trace_fate {
 int trace_open(struct trace **out, const char *path, struct jaunt_error *error);
 
 /* A lane for the calling thread; `name` is copied. NULL without a trace, and when there are too
- * many (its records then count as dropped). Lanes live as long as the trace. Any thread. */
+ * many (the last line counts the lanes refused). Lanes live as long as the trace. Any thread. */
 struct trace_lane *trace_lane(struct trace *trace, const char *name);
 
 /* Writes what is left and the last line, and frees all; no producer may be active any more. Returns
