@@ -1,0 +1,547 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * The loop waits for four things: clients (server.c), signals (a signalfd), and wake_fd, which a
+ * migration writes on every change of phase and at its end. Everything is decided here, on one
+ * thread; the target's factory, which runs on the migration's, only leaves what it made under the
+ * lock.
+ *
+ * Who may end this process: before COMMIT anybody may, since the VM runs on at the source or ends
+ * with its owner. After COMMIT and until COMPLETE each side holds memory that the other cannot make
+ * up for, the source the pages not yet sent, the target those already changed; a signal is refused
+ * then. The engine is the judge of that: its answer to a cancel says whether COMMIT has passed.
+ */
+#include "cli/host.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "cli/notify.h"
+#include "cli/progress.h"
+#include "cli/snapshot.h"
+#include "cli/text.h"
+
+#define HOST_TELL_NS  UINT64_C(100000000) /* between events to followers */
+#define HOST_CHECK_MS 3000                /* of the 5 s within which a signal ends the process */
+#define HOST_STOP_S   4
+#define HOST_DRAIN_MS 500
+
+void host_say(struct host *host, const char *format, ...)
+{
+	char text[1400], clean[1400];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	text_clean(clean, sizeof(clean), text);
+	fprintf(stderr, "%s: %s\n", host->command, clean);
+}
+
+int host_open(struct host *host, const char *command, struct jaunt_error *error)
+{
+	const struct server_handler handler = {.request = host_request, .user = host};
+	sigset_t signals;
+
+	*host = (struct host){.command = command,
+			      .claim = RUNTIME_NO_CLAIM,
+			      .pending = RUNTIME_NO_CLAIM,
+			      .signal_fd = -1,
+			      .wake_fd = -1};
+	pthread_mutex_init(&host->lock, NULL);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	host->signal_fd = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+	host->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (host->signal_fd < 0 || host->wake_fd < 0)
+		return error_set(error, errno, "no-files",
+				 "cannot open the descriptors that it needs: %s; see `ulimit -n`",
+				 strerror(errno));
+	return server_open(&host->server, &handler, error);
+}
+
+int host_claim(struct host *host, const char *name, struct jaunt_error *error)
+{
+	int result = runtime_claim(&host->claim, name, error);
+	if (!result)
+		server_listen(host->server, host->claim.listen_fd);
+	return result;
+}
+
+void host_adopt(struct host *host, void *vm, const struct guest_facts *facts)
+{
+	host->vm = vm;
+	host->facts = *facts;
+	host->vm_here = true;
+}
+
+/* --- On the migration's thread -------------------------------------------------------------------
+ */
+
+/* The name is taken before the VM is made: whoever has it already keeps it, and the source hears.
+ */
+static int vm_arriving(void *context, const char *name, struct jaunt_error *error)
+{
+	struct host *host = context;
+	struct runtime_claim claim;
+	uint64_t one = 1;
+
+	pthread_mutex_lock(&host->lock);
+	bool have = strcmp(name, host->claim.name) == 0 || strcmp(name, host->pending.name) == 0;
+	pthread_mutex_unlock(&host->lock);
+	if (have)
+		return 0;
+	int result = runtime_claim(&claim, name, error);
+	if (result)
+		return error_context(error,
+				     "the target's host cannot take it in as %s "
+				     "(`jaunt receive --as` gives it another name)",
+				     name);
+	pthread_mutex_lock(&host->lock);
+	host->pending = claim;
+	pthread_mutex_unlock(&host->lock);
+	if (write(host->wake_fd, &one, sizeof(one)) < 0)
+		return 0; /* EAGAIN: it is awake already */
+	return 0;
+}
+
+static void vm_created(void *context, void *vm, const struct guest_facts *facts)
+{
+	struct host *host = context;
+
+	pthread_mutex_lock(&host->lock);
+	host->vm = vm;
+	host->facts = *facts;
+	pthread_mutex_unlock(&host->lock);
+}
+
+static void vm_destroyed(void *context)
+{
+	struct host *host = context;
+
+	pthread_mutex_lock(&host->lock);
+	host->vm = NULL;
+	pthread_mutex_unlock(&host->lock);
+}
+
+/* --- On the loop's -------------------------------------------------------------------------------
+ */
+
+int host_receive(struct host *host, const char *name, bool thread_backed,
+		 const struct jaunt_options *options, struct jaunt_error *error)
+{
+	host->guests = (struct guest_host){.name = name,
+					   .thread_backed = thread_backed,
+					   .arriving = vm_arriving,
+					   .created = vm_created,
+					   .destroyed = vm_destroyed,
+					   .context = host};
+	host->shown = JAUNT_PHASE_WAITING;
+	return job_start_target(&host->job, guest_factory, &host->guests, options, host->wake_fd,
+				error);
+}
+
+/* Under the lock, because the engine may have the VM destroyed on its own thread. */
+static bool take_account(struct host *host)
+{
+	pthread_mutex_lock(&host->lock);
+	bool there = host->vm != NULL;
+	if (there)
+		guest_account(host->vm, &host->account, NULL);
+	pthread_mutex_unlock(&host->lock);
+	return there;
+}
+
+static const char *state_word(const struct host *host, const struct jaunt_status *status)
+{
+	if (!host->job)
+		return host->stop_wanted ? "stopping" : "running";
+	switch (status->phase) {
+	case JAUNT_PHASE_IDLE:
+	case JAUNT_PHASE_WAITING:
+		return job_outgoing(host->job) ? "running" : "waiting";
+	case JAUNT_PHASE_PREPARING:
+		return job_outgoing(host->job) ? "running" : "arriving";
+	case JAUNT_PHASE_SWITCHOVER:
+		return "paused";
+	case JAUNT_PHASE_POSTCOPY:
+		return job_outgoing(host->job) ? "leaving" : "running";
+	case JAUNT_PHASE_BLOCKED:
+		return "blocked";
+	case JAUNT_PHASE_IN_DOUBT:
+		return "in-doubt";
+	case JAUNT_PHASE_COMPLETED:
+		return job_outgoing(host->job) ? "left" : "running";
+	case JAUNT_PHASE_CANCELLED:
+	case JAUNT_PHASE_FAILED:
+		break;
+	}
+	return job_outgoing(host->job) ? "running" : "ending";
+}
+
+static json_t *describe_migration(struct job *job, const struct jaunt_status *status)
+{
+	json_t *object = snapshot_json(status);
+	json_object_set_new(object, "direction",
+			    json_string(job_outgoing(job) ? "outgoing" : "incoming"));
+	json_object_set_new(object, "push", json_boolean(job_push(job)));
+	json_object_set_new(object, "percent", text_real(snapshot_percent(status)));
+	return object;
+}
+
+json_t *host_describe(struct host *host)
+{
+	struct jaunt_status status = {.phase = JAUNT_PHASE_IDLE};
+	bool there = take_account(host);
+
+	if (host->job)
+		job_status(host->job, &status);
+	json_t *object = json_pack("{s:s, s:I, s:s, s:s}", "name", host->claim.name, "pid",
+				   (json_int_t)getpid(), "command", host->command, "state",
+				   state_word(host, &status));
+	json_object_set_new(object, "memory_bytes",
+			    json_integer(there ? (json_int_t)host->facts.memory_bytes : 0));
+	json_object_set_new(object, "page_bytes",
+			    json_integer(there ? (json_int_t)host->facts.page_bytes : 0));
+	json_object_set_new(object, "vcpus", json_integer(there ? host->facts.vcpus : 0));
+	json_object_set_new(object, "workload", text_json(there ? host->facts.workload : ""));
+	json_object_set_new(object, "thread_backed",
+			    json_boolean(there && host->facts.thread_backed));
+	json_object_set_new(object, "guest",
+			    there ? guest_account_json(&host->account,
+						       host->has_touches ? &host->touches : NULL,
+						       host->check)
+				  : json_null());
+	json_object_set_new(object, "migration",
+			    host->job ? describe_migration(host->job, &status) : json_null());
+	json_object_set_new(object, "last_migration",
+			    host->has_left ? snapshot_json(&host->left) : json_null());
+	return object;
+}
+
+static void tell_followers(struct host *host, const struct jaunt_status *status)
+{
+	json_t *event = json_pack("{s:s, s:o}", "event", "status", "migration",
+				  describe_migration(host->job, status));
+	server_broadcast(host->server, event, true, false);
+	host->told_ns = clock_ns();
+}
+
+static void tell_phase(struct host *host, const struct jaunt_status *status)
+{
+	const char *name = host->claim.name;
+	bool outgoing = job_outgoing(host->job);
+
+	host->shown = status->phase;
+	switch (status->phase) {
+	case JAUNT_PHASE_PREPARING:
+		host_say(host, outgoing ? "%s: preparing to move to %s" : "%s: %s prepares", name,
+			 status->peer);
+		break;
+	case JAUNT_PHASE_POSTCOPY:
+		host_say(host,
+			 outgoing ? "%s: runs at %s now, which fetches %" PRIu64 " pages from here"
+				  : "%s: runs here now, fetches from %s %" PRIu64 " pages",
+			 name, status->peer, status->pages.missing);
+		break;
+	case JAUNT_PHASE_BLOCKED:
+	case JAUNT_PHASE_IN_DOUBT:
+		host_say(host, "%s: %s, %" PRIu64 " pages missing: %s%s%s", name,
+			 progress_phase_words(status->phase), status->pages.missing,
+			 status->reason[0] ? status->reason : "no word from the other side",
+			 status->error[0] ? ": " : "", status->error);
+		break;
+	default:
+		break;
+	}
+}
+
+static void end_outgoing(struct host *host, const struct jaunt_status *status,
+			 enum jaunt_outcome outcome)
+{
+	const char *name = host->claim.name;
+
+	host->has_left = true;
+	host->left = *status;
+	host->left_outcome = outcome;
+	/* A dry run is done and the VM is still here: the place counts, not the outcome. */
+	if (status->vm_is_at == JAUNT_AT_SOURCE || outcome == JAUNT_FAILED ||
+	    outcome == JAUNT_CANCELLED || outcome == JAUNT_USAGE) {
+		if (outcome == JAUNT_DONE)
+			host_say(host, "%s: a dry run to %s went well", name, status->peer);
+		else
+			host_say(host, "%s: runs on here: %s", name, status->error);
+		return;
+	}
+	host->vm_here = false;
+	host->finished = true;
+	host->outcome = outcome;
+	if (outcome == JAUNT_DONE)
+		host_say(host, "%s: moved to %s, complete; nothing is left of it here", name,
+			 status->peer);
+	else
+		host_say(host,
+			 "%s: given up after it was committed to %s, %" PRIu64 " pages short: %s",
+			 name, status->peer, status->pages.missing, status->error);
+}
+
+static void end_incoming(struct host *host, const struct jaunt_status *status,
+			 enum jaunt_outcome outcome)
+{
+	const char *name = host->claim.name;
+
+	host->has_arrived = true;
+	host->arrived = *status;
+	if (outcome == JAUNT_DONE && status->vm_is_at == JAUNT_AT_TARGET) {
+		host->vm_here = true;
+		host_say(host, "%s: complete, every page is here; %s is released", name,
+			 status->peer);
+		return;
+	}
+	host->finished = true;
+	host->outcome = outcome;
+	if (outcome == JAUNT_DONE)
+		host_say(host, "a dry run went well; no VM was moved");
+	else
+		host_say(host, "%s", status->error[0] ? status->error : "no VM came");
+}
+
+static void job_ended(struct host *host, enum jaunt_outcome outcome)
+{
+	struct job *job = host->job;
+	struct jaunt_status status;
+
+	job_status(job, &status);
+	json_t *event = json_pack("{s:s, s:i, s:o}", "event", "end", "outcome", (int)outcome,
+				  "migration", describe_migration(job, &status));
+	if (job_outgoing(job))
+		end_outgoing(host, &status, outcome);
+	else
+		end_incoming(host, &status, outcome);
+	host->job = NULL;
+	/* Whoever hears of the end may ask for the next migration: close this one first. */
+	if (!job_outgoing(job) && host->vm_here)
+		host->arrival = job; /* it knows which pages were demanded */
+	else
+		job_close(job);
+	server_broadcast(host->server, event, false, true);
+}
+
+static void adopt_claim(struct host *host)
+{
+	struct runtime_claim former = RUNTIME_NO_CLAIM;
+
+	pthread_mutex_lock(&host->lock);
+	if (host->pending.lock_fd >= 0) {
+		former = host->claim;
+		host->claim = host->pending;
+		host->pending = RUNTIME_NO_CLAIM;
+	}
+	pthread_mutex_unlock(&host->lock);
+	if (former.lock_fd < 0)
+		return;
+	server_listen(host->server, host->claim.listen_fd);
+	runtime_release(&former);
+}
+
+static void stop_asked(struct host *host, const char *by)
+{
+	struct jaunt_error error = {.code = 0};
+	struct jaunt_status status;
+
+	if (!host->job) {
+		host->stop_wanted = true;
+		return;
+	}
+	int result = job_cancel(host->job, &error);
+	if (!result || result == -EALREADY) {
+		host->stop_wanted = true;
+		return;
+	}
+	job_status(host->job, &status);
+	host_say(host,
+		 "%s refused: %s is committed to %s and %" PRIu64
+		 " pages are still missing; without "
+		 "this process %s (%s). Wait until it is complete, or give it up with `jaunt "
+		 "cancel %s "
+		 "--abandon`",
+		 by, host->claim.name, job_outgoing(host->job) ? status.peer : "this host",
+		 status.pages.missing,
+		 job_outgoing(host->job) ? "the guest would lose its memory"
+					 : "the VM would be lost",
+		 error.text, host->claim.name);
+}
+
+static void take_signals(struct host *host)
+{
+	struct signalfd_siginfo info;
+
+	while (read(host->signal_fd, &info, sizeof(info)) == sizeof(info))
+		stop_asked(host, info.ssi_signo == SIGINT    ? "SIGINT"
+				 : info.ssi_signo == SIGTERM ? "SIGTERM"
+							     : "SIGHUP");
+}
+
+/* The VM is stopped on a thread of its own, so that a guest that cannot be stopped does not keep
+ * this process from ending. */
+struct stopper {
+	void *vm;
+	enum guest_check check;
+	struct jaunt_error error;
+};
+
+static void *stop_guest(void *argument)
+{
+	struct stopper *stopper = argument;
+	stopper->check = guest_stop(stopper->vm, HOST_CHECK_MS, &stopper->error);
+	return NULL;
+}
+
+void host_settle_arrival(struct host *host)
+{
+	struct jaunt_error error = {.code = 0};
+
+	if (!host->arrival)
+		return;
+	if (guest_touch_latency(host->vm, job_migration(host->arrival), &host->touches, &error))
+		host_say(host, "no account of the guest's touches: %s", error.text);
+	else
+		host->has_touches = true;
+	job_close(host->arrival);
+	host->arrival = NULL;
+}
+
+static void stop(struct host *host)
+{
+	struct stopper *stopper = calloc(1, sizeof(*stopper));
+	struct timespec limit;
+	pthread_t thread;
+
+	notify_send("STOPPING=1");
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += HOST_STOP_S;
+	if (stopper)
+		stopper->vm = host->vm;
+	if (!stopper || pthread_create(&thread, NULL, stop_guest, stopper)) {
+		free(stopper);
+		host_say(host, "the VM cannot be stopped in order: no memory or threads");
+	} else if (pthread_timedjoin_np(thread, NULL, &limit)) {
+		/* Neither freed nor destroyed: the thread still uses them, and the process ends. */
+		host_say(host, "the guest could not be stopped within %d s", HOST_STOP_S);
+		host->check = GUEST_UNFINISHED;
+		take_account(host);
+		host->vm = NULL;
+		host->vm_here = false;
+		host->finished = true;
+		return;
+	} else {
+		host->check = stopper->check;
+		if (stopper->error.code)
+			host_say(host, "%s", stopper->error.text);
+		free(stopper);
+	}
+	take_account(host);
+	host_settle_arrival(host);
+	guest_destroy(host->vm);
+	host->vm = NULL;
+	host->vm_here = false;
+	host->finished = true;
+	/* Where the VM is says nothing any more; that its memory was wrong must not go unnoticed.
+	 */
+	host->outcome = host->account.memory_errors ? JAUNT_FAILED : JAUNT_DONE;
+}
+
+void host_print_account(const struct host *host, FILE *out)
+{
+	static const char *const words[] = {
+		[GUEST_NOT_CHECKED] = "not checked",
+		[GUEST_CLEAN] = "all its memory checked, clean",
+		[GUEST_ERRORS] = "its memory is WRONG",
+		[GUEST_UNFINISHED] = "the last check of its memory did not come to its end",
+	};
+	const struct guest_account *account = &host->account;
+	char stall[TEXT_ROOM], error[512];
+
+	fprintf(out,
+		"  guest       %" PRIu64 " operations, %" PRIu64 " memory errors, longest stall "
+		"%s; %s\n",
+		account->operations, account->memory_errors,
+		text_microseconds(stall, sizeof(stall), account->longest_stall_us),
+		words[host->check]);
+	text_clean(error, sizeof(error), account->first_error);
+	if (error[0])
+		fprintf(out, "  first error %s\n", error);
+}
+
+static void look_after_job(struct host *host)
+{
+	struct jaunt_status status;
+	enum jaunt_outcome outcome;
+
+	if (job_done(host->job, &outcome)) {
+		job_ended(host, outcome);
+		return;
+	}
+	job_status(host->job, &status);
+	bool changed = status.phase != host->shown;
+	if (changed)
+		tell_phase(host, &status);
+	if (server_has_followers(host->server) &&
+	    (changed || clock_ns() - host->told_ns >= HOST_TELL_NS))
+		tell_followers(host, &status);
+}
+
+enum jaunt_outcome host_run(struct host *host)
+{
+	while (!host->finished) {
+		struct pollfd own[] = {{.fd = host->signal_fd, .events = POLLIN},
+				       {.fd = host->wake_fd, .events = POLLIN}};
+		bool tell = host->job && server_has_followers(host->server);
+		uint64_t ignored;
+
+		if (server_poll(host->server, own, 2, tell ? (int)(HOST_TELL_NS / 1000000) : -1))
+			break;
+		if (own[1].revents && read(host->wake_fd, &ignored, sizeof(ignored)) < 0)
+			own[1].revents = 0;
+		adopt_claim(host);
+		if (own[0].revents)
+			take_signals(host);
+		if (host->job)
+			look_after_job(host);
+		if (host->stop_wanted && !host->job && !host->finished)
+			stop(host);
+	}
+	/* Those who wait for the last event get it before the process goes. */
+	server_drain(host->server, HOST_DRAIN_MS);
+	return host->outcome;
+}
+
+void host_close(struct host *host)
+{
+	job_close(host->arrival);
+	if (host->vm)
+		guest_destroy(host->vm);
+	server_close(host->server);
+	runtime_release(&host->pending);
+	runtime_release(&host->claim);
+	if (host->signal_fd >= 0)
+		close(host->signal_fd);
+	if (host->wake_fd >= 0)
+		close(host->wake_fd);
+	pthread_mutex_destroy(&host->lock);
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The process that owns a VM: `vm run` and `receive` alike. It holds the VM's name, answers the
+ * other commands, runs one migration at a time, and decides what a signal may end. One thread (that
+ * of host_run) does all this; migrations and vCPUs have threads of their own.
+ */
+#ifndef CLI_HOST_H
+#define CLI_HOST_H
+
+#include <jansson.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "cli/guest.h"
+#include "cli/job.h"
+#include "cli/runtime.h"
+#include "cli/server.h"
+#include "jaunt.h"
+
+struct host {
+	const char *command; /* "vm run", "receive": begins every line it prints */
+	struct runtime_claim claim;
+	struct server *server;
+	int signal_fd, wake_fd;
+
+	struct guest_host guests; /* context of the target's factory */
+	struct job *job;          /* the migration under way, NULL: none */
+	struct job *arrival;      /* the one that brought the VM, once complete, until it leaves */
+	bool vm_here;             /* complete, and this side runs it */
+	enum jaunt_phase shown;   /* the phase that was told last */
+	uint64_t told_ns;
+
+	/* The last migration that ended here. */
+	bool has_arrived, has_left;
+	struct jaunt_status arrived, left;
+	enum jaunt_outcome left_outcome;
+	bool has_touches;
+	struct jaunt_percentiles touches;
+
+	bool stop_wanted, finished;
+	enum jaunt_outcome outcome;
+	enum guest_check check;       /* the guest's last check of its memory */
+	struct guest_account account; /* the last one taken */
+	struct guest_facts facts;
+
+	pthread_mutex_t lock; /* for what the target's factory does on the migration's thread: */
+	void *vm;
+	struct runtime_claim pending; /* the name of the VM that arrives, to be taken over */
+};
+
+/* Blocks the signals that it handles: call it before any thread is made. */
+int host_open(struct host *host, const char *command, struct jaunt_error *error);
+/* The name to answer to. */
+int host_claim(struct host *host, const char *name, struct jaunt_error *error);
+/* Hands over a VM that runs. */
+void host_adopt(struct host *host, void *vm, const struct guest_facts *facts);
+/* Listens for a VM. `name`: what it is to be called here, NULL: as at the source. Keeps `options`
+ * no longer than the call. */
+int host_receive(struct host *host, const char *name, bool thread_backed,
+		 const struct jaunt_options *options, struct jaunt_error *error);
+/* Until the VM is gone or stopped, or never came. The exit code. */
+enum jaunt_outcome host_run(struct host *host);
+void host_close(struct host *host);
+
+/* Takes from the migration that brought the VM what is still of use, and closes it: before the VM
+ * is moved on, or destroyed. */
+void host_settle_arrival(struct host *host);
+/* What `status` shows of it. */
+json_t *host_describe(struct host *host);
+/* Tells one line on stderr: "vm run: …". */
+void host_say(struct host *host, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* What the guest said of itself when it was stopped, for people. */
+void host_print_account(const struct host *host, FILE *out);
+
+/* host_requests.c: one request of another command. */
+void host_request(void *user, struct server_client *client, json_t *request);
+
+#endif

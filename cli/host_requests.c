@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The requests that other commands may make of the process that owns a VM:
+ *
+ *     {"command":"status"}
+ *     {"command":"migrate","peer":…,"mode":…,"push":…,"streams":…,"bandwidth":…,"verify":…,
+ *      "dry_run":…,"insecure":…,"trace":…,"peer_timeout_ms":…}
+ *     {"command":"cancel"} {"command":"abandon"} {"command":"resume-fenced"}
+ *     {"command":"set","push":true}
+ *
+ * Each is answered by {"ok":true,…} or {"ok":false,"code":EXIT,"reason":…,"error":…}. After
+ * migrate, cancel, abandon and resume-fenced the connection gets {"event":"status",…} and in the
+ * end
+ * {"event":"end","outcome":EXIT,…}.
+ */
+#include "cli/host.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "cli/snapshot.h"
+#include "cli/text.h"
+#include "cli/tracefile.h"
+
+static void refuse(struct server_client *client, enum jaunt_outcome code,
+		   const struct jaunt_error *error)
+{
+	server_reply(client, json_pack("{s:b, s:i, s:o, s:o}", "ok", 0, "code", (int)code, "reason",
+				       text_json(error->reason), "error", text_json(error->text)));
+}
+
+static void accept(struct server_client *client)
+{
+	server_reply(client, json_pack("{s:b}", "ok", 1));
+}
+
+static uint64_t count_of(const json_t *request, const char *key, uint64_t otherwise)
+{
+	const json_t *value = json_object_get(request, key);
+	return json_is_integer(value) && json_integer_value(value) >= 0
+		       ? (uint64_t)json_integer_value(value)
+		       : otherwise;
+}
+
+static bool switch_of(const json_t *request, const char *key, bool otherwise)
+{
+	const json_t *value = json_object_get(request, key);
+	return json_is_boolean(value) ? json_boolean_value(value) : otherwise;
+}
+
+/* The same limits as on the command line: a request may come from anything of the same user. */
+static int take_options(const json_t *request, struct jaunt_options *options,
+			struct jaunt_error *error)
+{
+	uint64_t streams = count_of(request, "streams", 0);
+	uint64_t timeout = count_of(request, "peer_timeout_ms", 0);
+
+	jaunt_options_init(options);
+	options->peer = json_string_value(json_object_get(request, "peer"));
+	options->mode = json_string_value(json_object_get(request, "mode"));
+	options->trace_path = json_string_value(json_object_get(request, "trace"));
+	options->push = switch_of(request, "push", options->push);
+	options->verify = switch_of(request, "verify", false);
+	options->dry_run = switch_of(request, "dry_run", false);
+	options->insecure = switch_of(request, "insecure", false);
+	options->bandwidth_bytes_per_s = count_of(request, "bandwidth", 0);
+	if (streams)
+		options->streams = streams > 64 ? 65 : (unsigned)streams;
+	if (timeout)
+		options->peer_timeout_ms = timeout > 3600000 ? 3600000 : (uint32_t)timeout;
+	if (!options->peer)
+		return error_set(error, EINVAL, "bad-request", "migrate: no peer was named");
+	if (options->streams > 64)
+		return error_set(error, EINVAL, "bad-streams",
+				 "the number of streams is from 1 to 64");
+	return 0;
+}
+
+static void migrate(struct host *host, struct server_client *client, const json_t *request)
+{
+	struct jaunt_error error = {.code = 0};
+	struct jaunt_options options;
+	struct jaunt_status status;
+
+	if (host->job) {
+		job_status(host->job, &status);
+		if (job_outgoing(host->job))
+			error_set(&error, EBUSY, "busy",
+				  "%s is already being moved to %s; wait for the end of that, or "
+				  "`jaunt cancel %s`",
+				  host->claim.name, job_peer(host->job), host->claim.name);
+		else
+			error_set(&error, EBUSY, "busy",
+				  "%s has not arrived here completely yet (%llu pages missing); "
+				  "move it on when it has",
+				  host->claim.name, (unsigned long long)status.pages.missing);
+	} else if (!host->vm_here || host->stop_wanted || host->finished) {
+		error_set(&error, EBUSY, "busy", "%s is being stopped", host->claim.name);
+	}
+	if (error.code) {
+		refuse(client, JAUNT_FAILED, &error);
+		return;
+	}
+	if (take_options(request, &options, &error)) {
+		refuse(client, JAUNT_USAGE, &error);
+		return;
+	}
+	if (options.trace_path && tracefile_check(options.trace_path, &error)) {
+		refuse(client, JAUNT_FAILED, &error);
+		return;
+	}
+	host_settle_arrival(host);
+	host->shown = JAUNT_PHASE_IDLE;
+	if (job_start_source(&host->job, guest_ops, host->vm, &options, host->wake_fd, &error)) {
+		refuse(client, job_outcome_of_error(&error), &error);
+		return;
+	}
+	accept(client);
+	server_follow(client);
+}
+
+/* What only makes sense while a migration is under way. */
+static void act(struct host *host, struct server_client *client, const char *what,
+		int (*action)(struct job *, struct jaunt_error *))
+{
+	struct jaunt_error error = {.code = 0};
+
+	if (!host->job) {
+		error_set(&error, ESRCH, "no-migration",
+			  "%s is not being moved: there is nothing to %s", host->claim.name, what);
+		refuse(client, JAUNT_FAILED, &error);
+		return;
+	}
+	if (action(host->job, &error)) {
+		refuse(client, error.code == EBUSY ? JAUNT_INCOMPLETE : JAUNT_FAILED, &error);
+		return;
+	}
+	accept(client);
+	server_follow(client);
+}
+
+static void set(struct host *host, struct server_client *client, const json_t *request)
+{
+	struct jaunt_error error = {.code = 0};
+	const json_t *push = json_object_get(request, "push");
+
+	if (!json_is_boolean(push))
+		error_set(&error, EINVAL, "bad-request", "set: only push=on or push=off is known");
+	else if (!host->job)
+		error_set(&error, ESRCH, "no-migration",
+			  "%s is not being moved: push is a matter of migrations",
+			  host->claim.name);
+	else
+		job_set_push(host->job, json_boolean_value(push), &error);
+	if (error.code)
+		refuse(client, job_outcome_of_error(&error), &error);
+	else
+		accept(client);
+}
+
+void host_request(void *user, struct server_client *client, json_t *request)
+{
+	struct host *host = user;
+	const char *command = json_string_value(json_object_get(request, "command"));
+	struct jaunt_error error = {.code = 0};
+
+	if (!command)
+		command = "";
+	if (strcmp(command, "status") == 0) {
+		server_reply(client, json_pack("{s:b, s:o}", "ok", 1, "vm", host_describe(host)));
+	} else if (strcmp(command, "migrate") == 0) {
+		migrate(host, client, request);
+	} else if (strcmp(command, "cancel") == 0) {
+		act(host, client, "cancel", job_cancel);
+	} else if (strcmp(command, "abandon") == 0) {
+		act(host, client, "abandon", job_abandon);
+	} else if (strcmp(command, "resume-fenced") == 0) {
+		act(host, client, "resume", job_resume_fenced);
+	} else if (strcmp(command, "set") == 0) {
+		set(host, client, request);
+	} else {
+		error_set(&error, EINVAL, "bad-request",
+			  "the process that owns %s does not know this command; is it of an older "
+			  "version?",
+			  host->claim.name);
+		refuse(client, JAUNT_USAGE, &error);
+	}
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One side of one migration, on a thread of its own. All functions are called from the thread that
+ * started the job. `wake_fd` is an eventfd that becomes readable on every change of phase and at
+ * the end.
+ */
+#ifndef CLI_JOB_H
+#define CLI_JOB_H
+
+#include <stdbool.h>
+
+#include "jaunt.h"
+
+struct job;
+
+/* Connects on the job's thread. Copies `options` and the strings in it. */
+int job_start_source(struct job **out, const struct jaunt_vm_ops *ops, void *vm,
+		     const struct jaunt_options *options, int wake_fd, struct jaunt_error *error);
+
+/* Listens when it returns. The factory is kept, not copied. */
+int job_start_target(struct job **out, const struct jaunt_vm_factory *factory, void *context,
+		     const struct jaunt_options *options, int wake_fd, struct jaunt_error *error);
+
+bool job_outgoing(const struct job *job);
+bool job_push(const struct job *job);
+const char *job_peer(const struct job *job);
+
+/* True once the outcome is final. */
+bool job_done(struct job *job, enum jaunt_outcome *outcome);
+void job_status(struct job *job, struct jaunt_status *status);
+
+/* The migration, NULL while it is being opened or could not be. */
+struct jaunt_migration *job_migration(struct job *job);
+
+/* As their namesakes in jaunt.h; all hold for a job that is still connecting, too. */
+int job_cancel(struct job *job, struct jaunt_error *error);
+int job_abandon(struct job *job, struct jaunt_error *error);
+int job_resume_fenced(struct job *job, struct jaunt_error *error);
+int job_set_push(struct job *job, bool push, struct jaunt_error *error);
+
+/* Waits for the end, which must be near, and closes the migration. */
+void job_close(struct job *job);
+
+/* The exit code for a migration that could not even be opened. */
+enum jaunt_outcome job_outcome_of_error(const struct jaunt_error *error);
+
+#endif

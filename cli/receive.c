@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/command.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/guest.h"
+#include "cli/host.h"
+#include "cli/notify.h"
+#include "cli/peer.h"
+#include "cli/quantity.h"
+#include "cli/report.h"
+#include "cli/snapshot.h"
+#include "cli/text.h"
+#include "cli/tracefile.h"
+
+struct receive_arguments {
+	struct jaunt_options options;
+	struct peer peer;
+	const char *as;
+	char *trace;
+	bool thread_backed, json;
+};
+
+static const struct argp_option receive_options[] = {
+	{"as", COMMAND_KEY_AS, "NAME", 0,
+	 "The VM's name on this host (default: its name at the source)", 0},
+	{"fault-threads", COMMAND_KEY_FAULT_THREADS, "N", 0,
+	 "Threads that answer the guest's faults, 1 to 16 (default: 1)", 0},
+	{"peer-timeout", COMMAND_KEY_PEER_TIMEOUT, "TIME", 0,
+	 "Silence after which the other side counts as lost (default: 10s)", 0},
+	{"trace", COMMAND_KEY_TRACE, "FILE", 0,
+	 "Record every fault, grant and decision in FILE, one JSON object a line", 0},
+	{"insecure", COMMAND_KEY_INSECURE, NULL, 0,
+	 "Listen beyond loopback although nothing is encrypted yet: everybody on the path can read "
+	 "and change the guest's memory",
+	 0},
+	{"thread-backed", COMMAND_KEY_THREAD_BACKED, NULL, 0,
+	 "Accept a VM whose vCPUs are threads, without KVM", 0},
+	{"json", COMMAND_KEY_JSON, NULL, 0,
+	 "At the end, one JSON object as the last line of stdout", 0},
+	{0},
+};
+
+static error_t parse(int key, char *argument, struct argp_state *state)
+{
+	struct receive_arguments *arguments = state->input;
+	struct jaunt_error error = {.code = 0};
+	uint64_t value = 0;
+
+	switch (key) {
+	case COMMAND_KEY_AS:
+		runtime_name_check(argument, &error);
+		arguments->as = argument;
+		break;
+	case COMMAND_KEY_FAULT_THREADS:
+		quantity_count("fault threads", argument, 1, 16, &value, &error);
+		arguments->options.fault_threads = (unsigned)value;
+		break;
+	case COMMAND_KEY_PEER_TIMEOUT:
+		quantity_time_ms(argument, &arguments->options.peer_timeout_ms, &error);
+		break;
+	case COMMAND_KEY_TRACE:
+		tracefile_absolute(&arguments->trace, argument, &error);
+		arguments->options.trace_path = arguments->trace;
+		break;
+	case COMMAND_KEY_INSECURE:
+		arguments->options.insecure = true;
+		break;
+	case COMMAND_KEY_THREAD_BACKED:
+		arguments->thread_backed = true;
+		break;
+	case COMMAND_KEY_JSON:
+		arguments->json = true;
+		break;
+	case ARGP_KEY_ARG:
+		if (arguments->options.peer)
+			command_usage(state, "one address is enough; what is \"%s\"?", argument);
+		peer_parse(&arguments->peer, argument, &error);
+		arguments->options.peer = argument;
+		break;
+	case ARGP_KEY_END:
+		if (!arguments->options.peer)
+			command_usage(state, "it needs an address to listen on, like "
+					     "`jaunt receive tcp:127.0.0.1'");
+		break;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+	if (error.code)
+		command_usage(state, "%s", error.text);
+	return 0;
+}
+
+/* The name until the VM's own is known: something that `jaunt cancel` can be told. */
+static int claim_waiting_name(struct host *host, const struct receive_arguments *arguments,
+			      unsigned port, struct jaunt_error *error)
+{
+	char name[RUNTIME_NAME_MAX + 1];
+
+	if (arguments->as)
+		return 0;
+	snprintf(name, sizeof(name), "receive-%u", port);
+	int result = host_claim(host, name, error);
+	/* The same port on another address: any name will do. */
+	if (result == -EEXIST) {
+		snprintf(name, sizeof(name), "receive-%u-%ld", port, (long)getpid());
+		result = host_claim(host, name, error);
+	}
+	return result;
+}
+
+static int start(struct host *host, const struct receive_arguments *arguments,
+		 struct jaunt_error *error)
+{
+	char listening[320], state[400];
+	int result = host_open(host, "receive", error);
+
+	if (!result && arguments->trace)
+		result = tracefile_check(arguments->trace, error);
+	if (!result && arguments->as)
+		result = host_claim(host, arguments->as, error);
+	if (!result)
+		result = host_receive(host, arguments->as, arguments->thread_backed,
+				      &arguments->options, error);
+	if (result)
+		return result;
+	unsigned port = jaunt_target_port(job_migration(host->job));
+	result = claim_waiting_name(host, arguments, port, error);
+	if (result)
+		return result;
+	peer_format(&arguments->peer, port, listening, sizeof(listening));
+	host_say(host, "ready: listening on %s as %s", listening, host->claim.name);
+	snprintf(state, sizeof(state), "READY=1\nSTATUS=listening on %s\n", listening);
+	notify_send(state);
+	return 0;
+}
+
+static void print_json(const struct host *host, const struct jaunt_error *error,
+		       enum jaunt_outcome outcome)
+{
+	struct jaunt_status status = host->arrived;
+	/* A VM that came and was stopped, or moved on, was received all the same. */
+	bool arrived = host->has_arrived && status.phase == JAUNT_PHASE_COMPLETED;
+
+	if (error->code) {
+		status = (struct jaunt_status){.phase = JAUNT_PHASE_FAILED,
+					       .vm_is_at = JAUNT_AT_SOURCE};
+		snprintf(status.reason, sizeof(status.reason), "%s", error->reason);
+		snprintf(status.error, sizeof(status.error), "%s", error->text);
+	}
+	json_t *object = report_json("jaunt.receive/1", &status, arrived ? JAUNT_DONE : outcome);
+	json_object_set_new(object, "exit_code", json_integer((json_int_t)outcome));
+	json_object_set_new(object, "name", text_json(host->claim.name));
+	json_object_set_new(object, "guest",
+			    arrived ? guest_account_json(&host->account,
+							 host->has_touches ? &host->touches : NULL,
+							 host->check)
+				    : json_null());
+	json_object_set_new(
+		object, "onward",
+		host->has_left ? report_json("jaunt.migrate/1", &host->left, host->left_outcome)
+			       : json_null());
+	text_print_json(object);
+}
+
+static void print_words(const struct host *host)
+{
+	char p50[TEXT_ROOM], p99[TEXT_ROOM], most[TEXT_ROOM];
+	const struct jaunt_percentiles *faults = &host->arrived.fault_latency_us;
+
+	if (!host->has_arrived || host->arrived.phase != JAUNT_PHASE_COMPLETED)
+		return;
+	report_print_arrival(stdout, host->claim.name, &host->arrived);
+	if (faults->count)
+		printf("  faults      %llu, p50 %s, p99 %s, max %s\n",
+		       (unsigned long long)faults->count,
+		       text_microseconds(p50, sizeof(p50), faults->p50),
+		       text_microseconds(p99, sizeof(p99), faults->p99),
+		       text_microseconds(most, sizeof(most), faults->max));
+	if (host->check != GUEST_NOT_CHECKED)
+		host_print_account(host, stdout);
+}
+
+int command_receive(int argc, char **argv)
+{
+	static const struct argp argp = {
+		receive_options,
+		parse,
+		"PEER",
+		"Listens on PEER (tcp:HOST[:PORT], IPv6 in brackets, port 7420 if none is given), "
+		"takes one VM and runs it in the foreground. Says \"ready: listening on …\" on "
+		"stderr, "
+		"and READY=1 to a service manager, when a source may connect."
+		"\vA signal (SIGINT, SIGTERM) ends the waiting, or stops the VM once all of it is "
+		"here; in between it is refused, because the VM would be lost.\n\n"
+		"Examples:\n"
+		"  jaunt receive tcp:127.0.0.1 --as web2\n"
+		"  jaunt receive tcp:[::1]:7421 --json\n"
+		"  jaunt receive tcp:0.0.0.0 --insecure",
+		NULL,
+		NULL,
+		NULL};
+	struct receive_arguments arguments = {.as = NULL};
+	struct jaunt_error error = {.code = 0};
+	enum jaunt_outcome outcome;
+	struct host host;
+
+	jaunt_options_init(&arguments.options);
+	arguments.options.note_demanded = true;
+	argp_parse(&argp, argc, argv, 0, NULL, &arguments);
+	if (start(&host, &arguments, &error)) {
+		command_complain("receive", error.text);
+		outcome = job_outcome_of_error(&error);
+	} else {
+		outcome = host_run(&host);
+	}
+	if (arguments.json)
+		print_json(&host, &error, outcome);
+	else
+		print_words(&host);
+	host_close(&host);
+	free(arguments.trace);
+	return (int)outcome;
+}

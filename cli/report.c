@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/report.h"
+
+#include <inttypes.h>
+
+#include "cli/identity.h"
+#include "cli/snapshot.h"
+#include "cli/text.h"
+
+const char *report_result(enum jaunt_outcome outcome)
+{
+	switch (outcome) {
+	case JAUNT_DONE:
+		return "completed";
+	case JAUNT_FAILED:
+	case JAUNT_USAGE:
+		return "failed";
+	case JAUNT_CANCELLED:
+		return "cancelled";
+	case JAUNT_INCOMPLETE:
+		return "incomplete";
+	case JAUNT_UNKNOWN:
+		break;
+	}
+	return "unknown";
+}
+
+json_t *report_json(const char *schema, const struct jaunt_status *status,
+		    enum jaunt_outcome outcome)
+{
+	json_t *object = json_pack("{s:s, s:s, s:i}", "schema", schema, "result",
+				   report_result(outcome), "exit_code", (int)outcome);
+	json_t *body = snapshot_json(status);
+
+	json_object_update(object, body);
+	json_decref(body);
+	identity_add(object);
+	return object;
+}
+
+static void print_pages(FILE *out, const struct jaunt_pages *pages)
+{
+	fprintf(out,
+		"  pages       %" PRIu64 ": %" PRIu64 " pushed, %" PRIu64 " demanded, %" PRIu64
+		" zero, %" PRIu64 " holes",
+		pages->total, pages->pushed, pages->demanded, pages->zero, pages->hole);
+	if (pages->duplicate)
+		fprintf(out, "; %" PRIu64 " came twice", pages->duplicate);
+	if (pages->missing)
+		fprintf(out, "; %" PRIu64 " MISSING", pages->missing);
+	fputc('\n', out);
+}
+
+static void print_figures(FILE *out, const struct jaunt_status *status)
+{
+	char a[TEXT_ROOM], b[TEXT_ROOM], c[TEXT_ROOM];
+
+	if (status->downtime_us > 0) {
+		fprintf(out, "  downtime    %s",
+			text_microseconds(a, sizeof(a), status->downtime_us));
+		if (status->downtime_floor_us > 0)
+			fprintf(out, " (floor in this run: %s)",
+				text_microseconds(b, sizeof(b), status->downtime_floor_us));
+		fputc('\n', out);
+	}
+	fprintf(out, "  total       %s\n",
+		text_microseconds(a, sizeof(a), status->total_ms * 1000));
+	if (!status->pages.total)
+		return;
+	print_pages(out, &status->pages);
+	fprintf(out, "  bytes       %s on the wire, %s of pages, %s\n",
+		text_bytes(a, sizeof(a), status->wire_bytes),
+		text_bytes(b, sizeof(b), status->payload_bytes),
+		text_rate(c, sizeof(c), status->throughput_bytes_per_s));
+	if (status->mismatched_pages)
+		fprintf(out, "  verified    %" PRIu64 " pages, %" PRIu64 " MISMATCHED\n",
+			status->verified_pages, status->mismatched_pages);
+	else if (status->verified_pages)
+		fprintf(out, "  verified    %" PRIu64 " pages, all as they were at the source\n",
+			status->verified_pages);
+}
+
+void report_print(FILE *out, const char *name, const struct jaunt_status *status,
+		  enum jaunt_outcome outcome, bool dry_run)
+{
+	char memory[TEXT_ROOM];
+
+	text_bytes(memory, sizeof(memory), status->ram_bytes);
+	switch (outcome) {
+	case JAUNT_DONE:
+		if (dry_run) {
+			fprintf(out, "%s (%s) can move to %s; nothing was moved\n", name, memory,
+				status->peer);
+			return;
+		}
+		fprintf(out, "%s (%s) runs at %s now, complete\n", name, memory, status->peer);
+		break;
+	case JAUNT_FAILED:
+	case JAUNT_USAGE:
+	case JAUNT_CANCELLED:
+		fprintf(out, "%s was not moved; it runs on where it was\n", name);
+		return;
+	case JAUNT_INCOMPLETE:
+		fprintf(out, "%s is committed to %s and INCOMPLETE; do not start it elsewhere\n",
+			name, status->peer);
+		break;
+	case JAUNT_UNKNOWN:
+		fprintf(out,
+			"it is UNKNOWN whether %s runs at %s; fence one host before you go on\n",
+			name, status->peer);
+		break;
+	}
+	print_figures(out, status);
+}
+
+void report_print_arrival(FILE *out, const char *name, const struct jaunt_status *status)
+{
+	char memory[TEXT_ROOM];
+
+	fprintf(out, "%s (%s) came from %s, complete\n", name,
+		text_bytes(memory, sizeof(memory), status->ram_bytes), status->peer);
+	print_figures(out, status);
+}
