@@ -8,8 +8,8 @@
  * full rate; one thread reads the userfaultfd, asks the other process for the page over TCP with
  * blocking calls, and copies it in: four system calls a fault, no page map, no protocol, no
  * bookkeeping. Each vCPU times its touches with its own time stamp counter; counted are those that
- * took longer than a threshold and whose page this side has fetched: the first of each vCPU on each
- * page.
+ * took longer than a threshold and whose page this side has fetched: the first on each page. Every
+ * vCPU has pages of its own, as the guests have that this is compared with.
  *
  * With --push another connection streams memory beside it, received by one more thread into a
  * staging buffer of 256 KiB and copied in behind the working set, as fast as it will go, from the
@@ -371,7 +371,8 @@ int main(int count, char **arguments)
 	target.demand_link = link_connect(port);
 	if (options.push)
 		target.bulk_link = link_connect(port);
-	uint64_t pages = options.working_set / PAGE;
+	/* Each vCPU has an equal share. */
+	uint64_t pages = options.working_set / PAGE / options.vcpus * options.vcpus;
 	/* With a stream the measurement ends with it, however many faults there were. */
 	target.faults_wanted = options.push ? UINT64_MAX : pages;
 	if (options.faults && options.faults < target.faults_wanted)

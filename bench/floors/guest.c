@@ -38,7 +38,7 @@
 #define SELECTOR_DATA (16 | 3)
 #define EXIT_PORT     0x10
 
-_Static_assert(sizeof(struct guest_task) == 11 * 8, "the assembly knows the layout");
+_Static_assert(sizeof(struct guest_task) == 12 * 8, "the assembly knows the layout");
 _Static_assert(LOGS + GUEST_VCPUS * LOG_BYTES <= GUEST_RAM, "logs lie below RAM");
 
 extern const char guest_code_start[], guest_code_end[];
@@ -84,6 +84,7 @@ __asm__(".pushsection .rodata\n"
 	"	mov %rax, %rdx\n" /* rdx: now */
 	"	sub %rsi, %rax\n"
 	"	incq 72(%rdi)\n"
+	"	add 88(%rdi), %rbx\n" /* from here on the page's number among all */
 	"	xor %rbx, %r15\n"
 	"	cmp 56(%rdi), %r15\n"
 	"	je 2f\n"
@@ -231,12 +232,14 @@ void guest_open(struct guest *guest, unsigned vcpu_count, void *ram, uint64_t ra
 void guest_prepare(struct guest *guest, uint64_t pages, double threshold_us, double dwell_us,
 		   uint64_t mark, uint64_t seed)
 {
+	uint64_t share = pages / guest->vcpu_count;
 	for (unsigned index = 0; index < guest->vcpu_count; index++) {
 		uint64_t log = LOGS + index * LOG_BYTES;
 		*guest->vcpus[index].task = (struct guest_task){
 			.state = (seed * GUEST_VCPUS + index + 1) * UINT64_C(0x9e3779b97f4a7c15),
-			.base = GUEST_RAM,
-			.pages = pages,
+			.base = GUEST_RAM + index * share * 4096,
+			.first = index * share,
+			.pages = share,
 			.threshold = (uint64_t)(threshold_us * guest->cycles_per_us),
 			.log = log,
 			.log_end = log + LOG_BYTES,

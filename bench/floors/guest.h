@@ -35,6 +35,7 @@ struct guest_task {
 	uint64_t mark;              /* a page begins with its number ^ this */
 	uint64_t stop;              /* written by the host */
 	uint64_t operations, wrong; /* touches done; pages that began with something else */
+	uint64_t first;             /* number of the page at base */
 };
 
 struct guest {
@@ -55,7 +56,7 @@ struct guest {
 /* `ram` may be NULL: only the private memory then. */
 void guest_open(struct guest *guest, unsigned vcpu_count, void *ram, uint64_t ram_bytes);
 
-/* Prepares every vCPU's loop over `pages` pages from the start of RAM. */
+/* Prepares every vCPU's loop over a share of its own of `pages` pages from the start of RAM. */
 void guest_prepare(struct guest *guest, uint64_t pages, double threshold_us, double dwell_us,
 		   uint64_t mark, uint64_t seed);
 /* Starts one thread a vCPU on these CPUs (NULL: any). A vCPU ends when it is stopped or its log is
