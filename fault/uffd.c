@@ -92,7 +92,7 @@ int uffd_open(struct uffd *uffd, struct jaunt_error *error)
 		if (fd < 0)
 			return error_set(
 				error, call_errno, "userfaultfd-permission",
-				"userfaultfd: not allowed (system call: %s; /dev/userfaultfd: "
+				"userfaultfd: not allowed (system call: %s, /dev/userfaultfd: "
 				"%s); run as root or with CAP_SYS_PTRACE, or give this user "
 				"read and write access to /dev/userfaultfd, or set sysctl "
 				"vm.unprivileged_userfaultfd=1",

@@ -1,0 +1,450 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * Every finding comes from trying the thing itself where that is possible without side effects
+ * (open it, set it up, one page of it), not from versions or configuration, which containers and
+ * distributions make lie; what is configured is told beside it, because that is what the user can
+ * change. A finding that only some uses need is not `required`, and its advice says which.
+ */
+#include "jaunt.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/io_uring.h>
+#include <linux/kvm.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "base/bits.h"
+#include "base/room.h"
+#include "fault/uffd.h"
+#include "fault/uffd_abi.h"
+
+#define SMALLEST_GUEST_BYTES MIB(64)
+#define PAGE_BYTES           4096u
+/* 64 streams, 16 fault threads with a userfaultfd and an urgent channel each, a ring for every one
+ * of them, and what the program itself holds. */
+#define NEEDED_FILES 256u
+
+/* Linux 6.7, include/uapi/linux/fs.h; Debian 12's headers (6.1) lack it. */
+#ifndef PAGEMAP_SCAN
+struct pm_scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
+		category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN    _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_PRESENT (1 << 3)
+#endif
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#endif
+
+struct findings {
+	struct jaunt_check *checks;
+	size_t room, count;
+	struct jaunt_check beyond; /* where those go that there is no room for */
+};
+
+enum need { OPTIONAL, REQUIRED };
+
+static struct jaunt_check *add(struct findings *findings, const char *name, enum need need, bool ok)
+{
+	struct jaunt_check *check = findings->count < findings->room
+					    ? &findings->checks[findings->count++]
+					    : &findings->beyond;
+	*check = (struct jaunt_check){.name = name, .ok = ok, .required = need == REQUIRED};
+	return check;
+}
+
+static void __attribute__((format(printf, 2, 3)))
+found(struct jaunt_check *check, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(check->found, sizeof(check->found), format, arguments);
+	va_end(arguments);
+}
+
+/* Kept only if the finding is not as it should be. */
+static void __attribute__((format(printf, 2, 3)))
+advise(struct jaunt_check *check, const char *format, ...)
+{
+	va_list arguments;
+	if (check->ok)
+		return;
+	va_start(arguments, format);
+	vsnprintf(check->advice, sizeof(check->advice), format, arguments);
+	va_end(arguments);
+}
+
+struct amount {
+	char text[32];
+};
+
+static struct amount amount(uint64_t bytes)
+{
+	struct amount amount;
+	if (bytes == ROOM_UNLIMITED)
+		snprintf(amount.text, sizeof(amount.text), "unlimited");
+	else if (bytes >= GIB(1))
+		snprintf(amount.text, sizeof(amount.text), "%.1f GiB",
+			 (double)bytes / (double)GIB(1));
+	else if (bytes >= MIB(1))
+		snprintf(amount.text, sizeof(amount.text), "%.1f MiB",
+			 (double)bytes / (double)MIB(1));
+	else
+		snprintf(amount.text, sizeof(amount.text), "%llu KiB",
+			 (unsigned long long)(bytes >> 10));
+	return amount;
+}
+
+/* A number in a file of one line; -1 if there is none. */
+static long read_setting(const char *path)
+{
+	long value = -1;
+	FILE *file = fopen(path, "re");
+	if (file && fscanf(file, "%ld", &value) != 1)
+		value = -1;
+	if (file)
+		fclose(file);
+	return value;
+}
+
+static bool has_capability(unsigned capability)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2] = {0};
+	if (syscall(SYS_capget, &head, data))
+		return false;
+	return data[capability / 32].effective >> (capability % 32) & 1;
+}
+
+static void check_kernel(struct findings *findings)
+{
+	struct utsname name;
+	int major = 0, minor = 0;
+
+	uname(&name);
+	sscanf(name.release, "%d.%d", &major, &minor);
+	bool ok = major > 5 || (major == 5 && minor >= 14);
+	struct jaunt_check *check = add(findings, "kernel", REQUIRED, ok);
+	found(check, "Linux %.60s, %.30s", name.release, name.machine);
+	advise(check,
+	       "post-copy needs minor faults of userfaultfd on shared memory: run Linux 5.14 "
+	       "or newer (6.1 or newer is better)");
+}
+
+/* --- userfaultfd
+ * ------------------------------------------------------------------------------------- */
+
+static void check_userfaultfd_ways(struct findings *findings)
+{
+	long unprivileged = read_setting("/proc/sys/vm/unprivileged_userfaultfd");
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct jaunt_check *check = add(findings, "userfaultfd.syscall", OPTIONAL, fd >= 0);
+	found(check, "%s (vm.unprivileged_userfaultfd=%ld, CAP_SYS_PTRACE: %s)",
+	      fd >= 0 ? "allowed" : strerror(errno), unprivileged,
+	      has_capability(CAP_SYS_PTRACE) ? "yes" : "no");
+	advise(check, "one of the two ways is enough; for this one run as root or with "
+		      "CAP_SYS_PTRACE, or set sysctl vm.unprivileged_userfaultfd=1");
+	if (fd >= 0)
+		close(fd);
+
+	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	int code = errno;
+	fd = device < 0 ? -1 : ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	if (device >= 0 && fd < 0)
+		code = errno;
+	check = add(findings, "userfaultfd.device", OPTIONAL, fd >= 0);
+	found(check, "/dev/userfaultfd: %s", fd >= 0 ? "allowed" : strerror(code));
+	advise(check, "%s",
+	       code == ENOENT ? "one of the two ways is enough; this one needs Linux 6.1"
+			      : "one of the two ways is enough; for this one give the user read "
+				"and write access to /dev/userfaultfd, for instance to a group "
+				"with a udev rule");
+	if (fd >= 0)
+		close(fd);
+	if (device >= 0)
+		close(device);
+}
+
+/* One page by COPY and one by CONTINUE, as a migration would. */
+static const char *try_userfaultfd(const struct uffd *uffd)
+{
+	static const uint8_t bytes[PAGE_BYTES];
+	const char *wrong = NULL;
+	struct jaunt_error error = {.code = 0};
+	int fd = memfd_create("jaunt-doctor", MFD_CLOEXEC);
+	uint8_t *view = MAP_FAILED;
+
+	if (fd >= 0 && !ftruncate(fd, 2 * PAGE_BYTES))
+		view = mmap(NULL, 2 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (view == MAP_FAILED) {
+		wrong = "no memfd";
+		goto out;
+	}
+	uint64_t address = (uintptr_t)view;
+	if (uffd_register(uffd, address, 2 * PAGE_BYTES, &error))
+		wrong = "register fails";
+	else if (uffd_copy(uffd, address, bytes, PAGE_BYTES, UFFD_WAKE) != PAGE_BYTES)
+		wrong = "COPY fails";
+	else if (pwrite(fd, "j", 1, PAGE_BYTES) != 1 ||
+		 uffd_continue(uffd, address + PAGE_BYTES, PAGE_BYTES, UFFD_WAKE) != PAGE_BYTES)
+		wrong = "CONTINUE fails";
+	else if (view[PAGE_BYTES] != 'j')
+		wrong = "CONTINUE shows other bytes than the file";
+	munmap(view, 2 * PAGE_BYTES);
+out:
+	if (fd >= 0)
+		close(fd);
+	return wrong;
+}
+
+static void check_userfaultfd(struct findings *findings)
+{
+	static const struct {
+		const char *name;
+		uint64_t bit;
+		enum need need;
+		const char *advice;
+	} features[] = {
+		{"uffd.MISSING_SHMEM", UFFD_FEATURE_MISSING_SHMEM, REQUIRED,
+		 "run a kernel with CONFIG_USERFAULTFD and CONFIG_SHMEM"},
+		{"uffd.MINOR_SHMEM", UFFD_FEATURE_MINOR_SHMEM, REQUIRED,
+		 "run Linux 5.14 or newer, on x86-64 or arm64"},
+		{"uffd.EXACT_ADDRESS", UFFD_FEATURE_EXACT_ADDRESS, OPTIONAL,
+		 "without it faults are known by page only; Linux 5.18 or newer has it"},
+		{"uffd.MISSING_HUGETLBFS", UFFD_FEATURE_MISSING_HUGETLBFS, OPTIONAL,
+		 "needed for guests in 2 MiB pages: run a kernel with CONFIG_HUGETLBFS"},
+		{"uffd.MINOR_HUGETLBFS", UFFD_FEATURE_MINOR_HUGETLBFS, OPTIONAL,
+		 "needed for guests in 2 MiB pages: run Linux 5.13 or newer with "
+		 "CONFIG_HUGETLBFS"},
+		{"uffd.WP_ASYNC", UFFD_FEATURE_WP_ASYNC, OPTIONAL,
+		 "needed to track writes of another program's guest: run Linux 6.7 or newer"},
+		{"uffd.POISON", UFFD_FEATURE_POISON, OPTIONAL,
+		 "needed to hand on memory errors of the source: run Linux 6.6 or newer"},
+	};
+	struct jaunt_error error = {.code = 0};
+	struct uffd uffd;
+	int result = uffd_open(&uffd, &error);
+	struct jaunt_check *check = add(findings, "userfaultfd", REQUIRED, !result);
+
+	if (result) {
+		const char *advice = strchr(error.text, ';');
+		size_t length = advice ? (size_t)(advice - error.text) : strlen(error.text);
+		found(check, "%.*s", (int)length, error.text);
+		advise(check, "%.500s", advice ? advice + 2 : "see the findings beside it");
+		return;
+	}
+	const char *wrong = try_userfaultfd(&uffd);
+	check->ok = !wrong;
+	found(check, "%s", wrong ? wrong : "COPY and CONTINUE work on shared memory");
+	advise(check, "userfaultfd can be opened but does not work: free memory, or run another "
+		      "kernel");
+	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
+		check = add(findings, features[i].name, features[i].need,
+			    uffd.features & features[i].bit);
+		found(check, "%s", check->ok ? "offered" : "not offered by this kernel");
+		advise(check, "%s", features[i].advice);
+	}
+	uffd_close(&uffd);
+}
+
+static void check_pagemap_scan(struct findings *findings)
+{
+	struct pm_scan_arg arguments = {.size = sizeof(arguments),
+					.category_mask = PAGE_IS_PRESENT,
+					.return_mask = PAGE_IS_PRESENT};
+	static uint8_t some[PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
+
+	arguments.start = (uintptr_t)some;
+	arguments.end = arguments.start + PAGE_BYTES;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	/* Without a vector it only walks; 0 is success. */
+	int result = fd < 0 ? -1 : ioctl(fd, PAGEMAP_SCAN, &arguments);
+	int code = errno;
+	struct jaunt_check *check = add(findings, "pagemap-scan", OPTIONAL, result >= 0);
+	found(check, "%s", result >= 0 ? "works" : strerror(code));
+	advise(check, "needed to track writes of another program's guest: run Linux 6.7 or newer");
+	if (fd >= 0)
+		close(fd);
+}
+
+/* --- io_uring and KVM
+ * ---------------------------------------------------------------------------------- */
+
+static int try_uring(unsigned flags, unsigned *features)
+{
+	struct io_uring_params parameters = {.flags = flags};
+	int fd = (int)syscall(SYS_io_uring_setup, 4, &parameters);
+	if (fd < 0)
+		return -errno;
+	*features = parameters.features;
+	close(fd);
+	return 0;
+}
+
+static void check_uring(struct findings *findings)
+{
+	long disabled = read_setting("/proc/sys/kernel/io_uring_disabled");
+	unsigned features = 0;
+	int result = try_uring(0, &features);
+	struct jaunt_check *check = add(findings, "io_uring", REQUIRED, !result);
+
+	if (result)
+		found(check, "%s (kernel.io_uring_disabled=%ld)", strerror(-result), disabled);
+	else
+		found(check, "works, features 0x%x", features);
+	if (result == -ENOSYS)
+		advise(check,
+		       "run a kernel with CONFIG_IO_URING, or take it off the seccomp filter "
+		       "of this container");
+	else if (disabled > 0)
+		advise(check, "set sysctl kernel.io_uring_disabled=0%s",
+		       disabled == 1 ? ", or run as root, or as a member of the group in "
+				       "kernel.io_uring_group"
+				     : "");
+	else
+		advise(check,
+		       "allow io_uring in the seccomp filter of this container, or raise the "
+		       "limits of locked memory and open files");
+	if (result)
+		return;
+	result = try_uring(IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, &features);
+	check = add(findings, "io_uring.DEFER_TASKRUN", OPTIONAL, !result);
+	found(check, "%s", result ? "not offered by this kernel" : "offered");
+	advise(check, "works without it, somewhat slower; Linux 6.1 or newer has it");
+}
+
+static void check_kvm(struct findings *findings)
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	int code = errno;
+	int version = fd < 0 ? -1 : ioctl(fd, KVM_GET_API_VERSION, 0);
+	struct jaunt_check *check = add(findings, "kvm", REQUIRED, version == KVM_API_VERSION);
+
+	if (fd < 0)
+		found(check, "/dev/kvm: %s", strerror(code));
+	else
+		found(check, "/dev/kvm, API version %d", version);
+	if (fd >= 0)
+		advise(check, "/dev/kvm does not speak KVM's API %d; run Linux", KVM_API_VERSION);
+	else if (code == EACCES || code == EPERM)
+		advise(check, "this user may not open /dev/kvm: add it to the group kvm (usermod "
+			      "-aG kvm USER) and log in again, or run as root");
+	else if (code == ENOENT || code == ENODEV || code == ENXIO)
+		advise(check, "load kvm_intel or kvm_amd and turn virtualisation on in the "
+			      "firmware; in a virtual machine, have nested virtualisation turned "
+			      "on; in a container, pass /dev/kvm in");
+	else
+		advise(check, "see the kernel log for kvm");
+	if (fd >= 0)
+		close(fd);
+}
+
+/* --- Memory and limits
+ * --------------------------------------------------------------------------------- */
+
+static void check_memory(struct findings *findings)
+{
+	struct room room;
+	struct jaunt_check *check;
+	int result = room_measure(&room, NULL);
+
+	if (result) {
+		check = add(findings, "memory", REQUIRED, false);
+		found(check, "/proc/meminfo: %s", strerror(-result));
+		advise(check, "mount /proc");
+		return;
+	}
+	check = add(findings, "memory", REQUIRED, room.memory_bytes >= SMALLEST_GUEST_BYTES);
+	found(check, "%s available of %s", amount(room.memory_bytes).text,
+	      amount(room.memory_total_bytes).text);
+	advise(check, "end other programs: the smallest guest needs %s",
+	       amount(SMALLEST_GUEST_BYTES).text);
+
+	check = add(findings, "memory.cgroup", REQUIRED,
+		    room.cgroup_bytes_free >= SMALLEST_GUEST_BYTES);
+	if (room.cgroup_bytes_free == ROOM_UNLIMITED)
+		found(check, "no control group limits this process");
+	else
+		found(check, "%s left of %s, %s used, in %.150s",
+		      amount(room.cgroup_bytes_free).text, amount(room.cgroup_limit_bytes).text,
+		      amount(room.cgroup_used_bytes).text, room.cgroup);
+	advise(check,
+	       "raise the limit of that group (memory.max, or memory.limit_in_bytes; MemoryMax= of "
+	       "its systemd unit; --memory of its container), or end others in it");
+
+	long overcommit = read_setting("/proc/sys/vm/overcommit_memory");
+	check = add(findings, "memory.overcommit", OPTIONAL, overcommit != 2);
+	found(check, "vm.overcommit_memory=%ld", overcommit);
+	advise(check, "with 2, memory that a guest never touches counts too; a large sparse guest "
+		      "needs sysctl vm.overcommit_memory=0");
+
+	check = add(findings, "hugepages", OPTIONAL, room.hugepage_bytes_free > 0);
+	found(check, "of 2 MiB: %llu total, %llu reserved, %llu (%s) free for a guest",
+	      (unsigned long long)(room.hugepage_bytes_total / MIB(2)),
+	      (unsigned long long)(room.hugepage_bytes_reserved / MIB(2)),
+	      (unsigned long long)(room.hugepage_bytes_free / MIB(2)),
+	      amount(room.hugepage_bytes_free).text);
+	advise(check, "needed for guests in 2 MiB pages: set sysctl vm.nr_hugepages to half the "
+		      "guest's MiB, early after boot (and hugetlb.2MB.max of a control group)");
+
+	check = add(findings, "shm", OPTIONAL, room.shm_bytes >= SMALLEST_GUEST_BYTES);
+	found(check, "%s free in /dev/shm", amount(room.shm_bytes).text);
+	advise(check, "needed for guests whose memory is a named file: mount -o remount,size=... "
+		      "/dev/shm, or remove files from it");
+}
+
+static void check_limits(struct findings *findings)
+{
+	struct rlimit limit = {0};
+	bool exempt = has_capability(CAP_IPC_LOCK);
+
+	getrlimit(RLIMIT_MEMLOCK, &limit);
+	uint64_t bytes = limit.rlim_cur == RLIM_INFINITY ? ROOM_UNLIMITED : limit.rlim_cur;
+	struct jaunt_check *check =
+		add(findings, "limit.memlock", OPTIONAL, exempt || bytes >= MIB(8));
+	found(check, "%s locked memory%s", amount(bytes).text,
+	      exempt ? ", not enforced (CAP_IPC_LOCK)" : "");
+	advise(check, "io_uring on older kernels and RDMA lock memory: raise it (ulimit -l, "
+		      "LimitMEMLOCK= of a systemd unit, or /etc/security/limits.conf)");
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	check = add(findings, "limit.nofile", REQUIRED, limit.rlim_cur >= NEEDED_FILES);
+	if (limit.rlim_cur == RLIM_INFINITY)
+		found(check, "unlimited open files");
+	else
+		found(check, "%llu open files", (unsigned long long)limit.rlim_cur);
+	advise(check,
+	       "many streams need up to %u: raise it (ulimit -n, LimitNOFILE= of a systemd unit)",
+	       NEEDED_FILES);
+}
+
+size_t jaunt_doctor(struct jaunt_check *checks, size_t room)
+{
+	struct findings findings = {.checks = checks, .room = room};
+
+	check_kernel(&findings);
+	check_kvm(&findings);
+	check_userfaultfd(&findings);
+	check_userfaultfd_ways(&findings);
+	check_pagemap_scan(&findings);
+	check_uring(&findings);
+	check_memory(&findings);
+	check_limits(&findings);
+	return findings.count;
+}
