@@ -73,7 +73,7 @@ static bool read_number(const char *directory, const char *name, uint64_t *value
 	fclose(file);
 	if (!ok)
 		return false;
-	if (!strncmp(text, "max", 3)) {
+	if (strncmp(text, "max", 3) == 0) {
 		*value = ROOM_UNLIMITED;
 		return true;
 	}
@@ -93,7 +93,7 @@ static bool read_key(const char *directory, const char *name, const char *key, u
 	if (!file)
 		return false;
 	while (!found && fgets(line, sizeof(line), file)) {
-		if (strncmp(line, key, length) || (line[length] != ' ' && line[length] != ':'))
+		if (strncmp(line, key, length) != 0 || (line[length] != ' ' && line[length] != ':'))
 			continue;
 		*value = strtoull(line + length + 1, NULL, 10);
 		found = true;
@@ -223,7 +223,7 @@ static void apply_mount(struct room *room, const char *root, char *line)
 	unescape(mounted);
 	unescape(point);
 	bool second = !strcmp(type, "cgroup2");
-	if (!second && strcmp(type, "cgroup"))
+	if (!second && strcmp(type, "cgroup") != 0)
 		return;
 	const char *controllers[] = {"memory", "hugetlb"};
 	for (size_t i = 0; i < (second ? 1 : 2); i++) {
@@ -232,7 +232,7 @@ static void apply_mount(struct room *room, const char *root, char *line)
 			continue;
 		if (!own_group(root, controller, group, sizeof(group)))
 			continue;
-		size_t length = strcmp(mounted, "/") ? strlen(mounted) : 0;
+		size_t length = strcmp(mounted, "/") != 0 ? strlen(mounted) : 0;
 		if (!strncmp(group, mounted, length) && (!group[length] || group[length] == '/'))
 			below = group + length;
 		else

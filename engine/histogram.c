@@ -11,29 +11,31 @@ static uint64_t bucket_middle(unsigned bucket)
 	return low + (UINT64_C(1) << octave) / 2;
 }
 
-void histogram_merge(struct histogram *into, const struct histogram *from)
-{
-	for (unsigned i = 0; i < HISTOGRAM_BUCKETS; i++) {
-		uint64_t more = atomic_load_explicit(&from->counts[i], memory_order_relaxed);
-		if (more)
-			atomic_store_explicit(
-				&into->counts[i],
-				atomic_load_explicit(&into->counts[i], memory_order_relaxed) + more,
-				memory_order_relaxed);
-	}
-	uint64_t max = atomic_load_explicit(&from->max_ns, memory_order_relaxed);
-	if (max > atomic_load_explicit(&into->max_ns, memory_order_relaxed))
-		atomic_store_explicit(&into->max_ns, max, memory_order_relaxed);
-}
-
-static uint64_t snapshot(const struct histogram *histogram, uint64_t counts[HISTOGRAM_BUCKETS])
+static uint64_t snapshot(const struct histogram *histogram, uint64_t counts[HISTOGRAM_BUCKETS],
+			 uint64_t *max)
 {
 	uint64_t total = 0;
 	for (unsigned i = 0; i < HISTOGRAM_BUCKETS; i++) {
-		counts[i] = atomic_load_explicit(&histogram->counts[i], memory_order_relaxed);
+		counts[i] = atomic_load_explicit(&histogram->counts[i], memory_order_acquire);
 		total += counts[i];
 	}
+	*max = atomic_load_explicit(&histogram->max_ns, memory_order_relaxed);
 	return total;
+}
+
+void histogram_merge(struct histogram *into, const struct histogram *from)
+{
+	uint64_t counts[HISTOGRAM_BUCKETS], max;
+
+	snapshot(from, counts, &max);
+	if (max > atomic_load_explicit(&into->max_ns, memory_order_relaxed))
+		atomic_store_explicit(&into->max_ns, max, memory_order_relaxed);
+	for (unsigned i = 0; i < HISTOGRAM_BUCKETS; i++) {
+		if (!counts[i])
+			continue;
+		uint64_t sum = atomic_load_explicit(&into->counts[i], memory_order_relaxed);
+		atomic_store_explicit(&into->counts[i], sum + counts[i], memory_order_release);
+	}
 }
 
 uint64_t histogram_count(const struct histogram *histogram)
@@ -69,19 +71,15 @@ static uint64_t percentile(const uint64_t counts[HISTOGRAM_BUCKETS], uint64_t to
 
 uint64_t histogram_percentile_ns(const struct histogram *histogram, double fraction)
 {
-	uint64_t counts[HISTOGRAM_BUCKETS];
-	/* The counts first: a value whose count we see then raised the maximum a moment ago or is
-	 * about to, and the maximum is only ever too large for them. */
-	uint64_t total = snapshot(histogram, counts);
-	uint64_t max = atomic_load_explicit(&histogram->max_ns, memory_order_relaxed);
+	uint64_t counts[HISTOGRAM_BUCKETS], max;
+	uint64_t total = snapshot(histogram, counts, &max);
 	return percentile(counts, total, max, fraction);
 }
 
 void histogram_percentiles(const struct histogram *histogram, struct jaunt_percentiles *out)
 {
-	uint64_t counts[HISTOGRAM_BUCKETS];
-	uint64_t total = snapshot(histogram, counts);
-	uint64_t max = atomic_load_explicit(&histogram->max_ns, memory_order_relaxed);
+	uint64_t counts[HISTOGRAM_BUCKETS], max;
+	uint64_t total = snapshot(histogram, counts, &max);
 
 	out->count = total;
 	out->p50 = (double)percentile(counts, total, max, 0.5) / 1e3;

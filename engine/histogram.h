@@ -21,7 +21,8 @@
 #define HISTOGRAM_BUCKETS  ((HISTOGRAM_MAX_BITS - HISTOGRAM_SUB_BITS + 1) << HISTOGRAM_SUB_BITS)
 
 struct histogram {
-	/* Relaxed throughout: a figure orders nothing. */
+	/* A count is stored with release after the maximum, and loaded with acquire before it: who
+	 * sees a value counted sees a maximum that is no smaller. */
 	_Atomic uint64_t counts[HISTOGRAM_BUCKETS];
 	_Atomic uint64_t max_ns;
 };
@@ -41,10 +42,10 @@ static inline unsigned histogram_bucket(uint64_t ns)
 static inline void histogram_record(struct histogram *histogram, uint64_t ns)
 {
 	_Atomic uint64_t *count = &histogram->counts[histogram_bucket(ns)];
-	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1,
-			      memory_order_relaxed);
 	if (ns > atomic_load_explicit(&histogram->max_ns, memory_order_relaxed))
 		atomic_store_explicit(&histogram->max_ns, ns, memory_order_relaxed);
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1,
+			      memory_order_release);
 }
 
 /* Adds `from` (which may still be recorded into) to `into` (whose owner calls). */

@@ -81,7 +81,7 @@ static int parse_key(struct slot *slot, const char *text, size_t length, struct 
 	const char *equals = memchr(text, '=', length);
 	size_t name_length = equals ? (size_t)(equals - text) : length;
 	int key = find(text, name_length, key_names, INJECT_KEYS);
-	char *end;
+	char *end = NULL;
 
 	if (key < 0)
 		return unknown(error, "key", text, (int)name_length, key_names, INJECT_KEYS);
