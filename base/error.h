@@ -5,8 +5,8 @@
 
 #include "jaunt.h"
 
-/* Fills `error` (which may be NULL) and returns -code. `code` is a positive errno; `reason` a stable
- * word. The text says what was being done and what the user can do about it. */
+/* Fills `error` (which may be NULL) and returns -code. `code` is a positive errno; `reason` a
+ * stable word. The text says what was being done and what the user can do about it. */
 int error_set(struct jaunt_error *error, int code, const char *reason, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
 

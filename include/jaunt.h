@@ -79,21 +79,24 @@ struct jaunt_vm_ops {
 	int (*pause)(void *vm, uint64_t *last_instruction_ns, struct jaunt_error *error);
 	/* All state but memory, in malloc()ed bytes that the engine frees. The VM is paused. */
 	int (*save)(void *vm, void **state, size_t *bytes, struct jaunt_error *error);
-	/* Loads that state into a VM that has not run yet. May touch guest memory: faults are served. */
+	/* Loads that state into a VM that has not run yet. May touch guest memory: faults are
+	 * served. */
 	int (*load)(void *vm, const void *state, size_t bytes, struct jaunt_error *error);
 	/* Runs the vCPUs, at the target for the first time, at the source after a failure.
 	 * *first_entry_ns: when the first of them entered guest mode. */
 	int (*resume)(void *vm, uint64_t *first_entry_ns, struct jaunt_error *error);
-	/* Optional. A userfaultfd of the address space that holds the VM's view, on which UFFDIO_API
-	 * has not been called; the engine closes it. NULL: the view is in this process. */
+	/* Optional. A userfaultfd of the address space that holds the VM's view, on which
+	 * UFFDIO_API has not been called; the engine closes it. NULL: the view is in this process.
+	 */
 	int (*userfaultfd)(void *vm, struct jaunt_error *error);
 };
 
 /* The target's side: builds the VM that the source describes. */
 struct jaunt_vm_factory {
 	const struct jaunt_vm_ops *ops;
-	/* Creates a VM that matches `wanted` (memory files, mappings, vCPUs; nothing touched, nothing
-	 * run), or refuses by name. describe() then gives its regions, in the same order. */
+	/* Creates a VM that matches `wanted` (memory files, mappings, vCPUs; nothing touched,
+	 * nothing run), or refuses by name. describe() then gives its regions, in the same order.
+	 */
 	int (*create)(void *context, const struct jaunt_description *wanted, void **vm,
 		      struct jaunt_error *error);
 	/* The migration failed before the VM ran: forget it. */
@@ -103,17 +106,17 @@ struct jaunt_vm_factory {
 /* --- Options ---------------------------------------------------------------------------------- */
 
 struct jaunt_options {
-	const char *peer;   /* "tcp:HOST[:PORT]", IPv6 in brackets: to connect to, or to listen on */
-	const char *mode;   /* source: NULL or "post-copy" */
-	bool push;          /* source: stream missing pages in the background */
-	unsigned streams;   /* source: 1 to 64 */
-	unsigned fault_threads;      /* target: 1 to 16, 0: one */
+	const char *peer; /* "tcp:HOST[:PORT]", IPv6 in brackets: to connect to, or to listen on */
+	const char *mode; /* source: NULL or "post-copy" */
+	bool push;        /* source: stream missing pages in the background */
+	unsigned streams; /* source: 1 to 64 */
+	unsigned fault_threads;         /* target: 1 to 16, 0: one */
 	uint64_t bandwidth_bytes_per_s; /* source: limit of the streams, 0: none */
-	bool verify;        /* source: check a digest of every page before the guest sees it */
-	bool dry_run;       /* source: stop after the target has agreed */
-	bool insecure;      /* allow addresses beyond loopback */
-	const char *trace_path;  /* JSON lines of every fault, grant and decision; NULL: none */
-	bool note_demanded; /* target: remember which pages were demanded, one bit a page */
+	bool verify;            /* source: check a digest of every page before the guest sees it */
+	bool dry_run;           /* source: stop after the target has agreed */
+	bool insecure;          /* allow addresses beyond loopback */
+	const char *trace_path; /* JSON lines of every fault, grant and decision; NULL: none */
+	bool note_demanded;     /* target: remember which pages were demanded, one bit a page */
 	uint32_t connect_timeout_ms; /* 0: 5000 */
 	uint32_t peer_timeout_ms;    /* silence after which a peer counts as lost, 0: 10000 */
 	/* Called on the running thread, or on one of the engine's, on every change of phase. */
@@ -143,7 +146,7 @@ enum jaunt_place { JAUNT_AT_SOURCE, JAUNT_AT_TARGET, JAUNT_AT_BLOCKED, JAUNT_AT_
 /* What jaunt_migration_run() and the commands' exit codes say about where the VM is. */
 enum jaunt_outcome {
 	JAUNT_DONE = 0,
-	JAUNT_FAILED = 1,     /* the VM runs at the source, safe to retry */
+	JAUNT_FAILED = 1, /* the VM runs at the source, safe to retry */
 	JAUNT_USAGE = 2,
 	JAUNT_CANCELLED = 3,
 	JAUNT_INCOMPLETE = 4, /* committed but incomplete: do not start it elsewhere */
@@ -159,7 +162,7 @@ struct jaunt_pages {
 	uint64_t total, missing;
 	uint64_t zero, hole, pushed, demanded; /* pages installed, by what brought them */
 	uint64_t duplicate;                    /* arrived when already claimed or present */
-	uint64_t discarded;                    /* faults on present pages that the guest gave back */
+	uint64_t discarded; /* faults on present pages that the guest gave back */
 };
 
 struct jaunt_status {
@@ -171,9 +174,9 @@ struct jaunt_status {
 	char peer[128];
 	char mode[16];
 	uint64_t ram_bytes;
-	double total_ms;     /* command accepted → now, or the end */
+	double total_ms; /* command accepted → now, or the end */
 	double switchover_us;
-	double downtime_us;  /* last guest instruction there → first entry here; 0: not yet known */
+	double downtime_us; /* last guest instruction there → first entry here; 0: not yet known */
 	double downtime_floor_us; /* source: save + restore + 2 round trips, measured in this run */
 	struct jaunt_pages pages;
 	uint64_t wire_bytes, payload_bytes;
@@ -181,10 +184,11 @@ struct jaunt_status {
 	uint64_t verified_pages, mismatched_pages;
 	uint64_t install_conflicts; /* pages that somebody else mapped behind the engine's back */
 	struct jaunt_percentiles fault_latency_us; /* event read → made visible */
-	uint64_t engine_bytes; /* memory of the engine beyond guest RAM */
+	uint64_t engine_bytes;                     /* memory of the engine beyond guest RAM */
 };
 
-/* --- One side of one migration ----------------------------------------------------------------- */
+/* --- One side of one migration -----------------------------------------------------------------
+ */
 
 struct jaunt_migration;
 
@@ -227,7 +231,8 @@ const char *jaunt_phase_name(enum jaunt_phase phase);
 const char *jaunt_place_name(enum jaunt_place place);
 const char *jaunt_version(void);
 
-/* --- Can this host do it? ----------------------------------------------------------------------- */
+/* --- Can this host do it? -----------------------------------------------------------------------
+ */
 
 /* One finding of the check of this host. */
 struct jaunt_check {

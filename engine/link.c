@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/link.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "transport/ring.h"
+
+static size_t link_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct link *link = user;
+	size_t used = 0;
+
+	link->heard_ns = clock_ns();
+	while (!link->error.code) {
+		Jaunt__Control *message;
+		size_t consumed = 0, needed = 0;
+		int result = control_unpack(data + used, bytes - used, &message, &consumed, &needed,
+					    &link->error);
+		if (result == 0)
+			break;
+		if (result < 0) {
+			channel_shutdown(link->channel);
+			break;
+		}
+		used += consumed;
+		if (link->count == LINK_QUEUE_MAX) {
+			control_free(message);
+			error_set(
+				&link->error, EPROTO, "flood",
+				"the peer sends control messages faster than the protocol allows");
+			channel_shutdown(link->channel);
+			break;
+		}
+		link->queue[(link->head + link->count++) % LINK_QUEUE_MAX] = message;
+	}
+	return link->error.code ? bytes : used;
+}
+
+static void link_sent(void *user, uint64_t cookie)
+{
+	struct link *link = user;
+
+	free(link->sending[cookie % LINK_QUEUE_MAX]);
+	link->sending[cookie % LINK_QUEUE_MAX] = NULL;
+	link->done_cookie = cookie;
+}
+
+static void link_closed(void *user, int error)
+{
+	struct link *link = user;
+
+	link->closed = true;
+	link->close_error = error;
+}
+
+static const struct channel_events link_events = {
+	.received = link_received, .sent = link_sent, .closed = link_closed};
+
+int link_open(struct link *link, struct channel *channel, struct ring *ring)
+{
+	memset(link, 0, sizeof(*link));
+	link->channel = channel;
+	link->ring = ring;
+	link->heard_ns = clock_ns();
+	int result = channel_bind(channel, ring, &link_events, link, CONTROL_MESSAGE_MAX + 4096);
+	if (result < 0)
+		link_close(link);
+	return result;
+}
+
+void link_close(struct link *link)
+{
+	if (link->channel)
+		channel_free(link->channel);
+	link->channel = NULL;
+	link->closed = true;
+	for (unsigned i = 0; i < LINK_QUEUE_MAX; i++) {
+		free(link->sending[i]);
+		link->sending[i] = NULL;
+	}
+	for (; link->count; link->count--) {
+		control_free(link->queue[link->head]);
+		link->head = (link->head + 1) % LINK_QUEUE_MAX;
+	}
+}
+
+int link_send(struct link *link, Jaunt__Control *message)
+{
+	uint8_t *bytes;
+	size_t count;
+
+	if (link->closed)
+		return -EPIPE;
+	/* A full queue empties unless the peer is gone, which ends the channel. */
+	while (!link->closed && (channel_room(link->channel) == 0 ||
+				 link->next_cookie - link->done_cookie >= LINK_QUEUE_MAX))
+		ring_wait(link->ring, 100000000);
+	if (link->closed)
+		return -EPIPE;
+	message->sequence = ++link->sequence;
+	int result = control_pack(message, &bytes, &count);
+	if (result < 0)
+		return result;
+	uint64_t cookie = ++link->next_cookie;
+	link->sending[cookie % LINK_QUEUE_MAX] = bytes;
+	result = channel_send(link->channel, NULL, 0, bytes, count, cookie);
+	if (result < 0) {
+		free(bytes);
+		link->sending[cookie % LINK_QUEUE_MAX] = NULL;
+		link->next_cookie--;
+	}
+	return result;
+}
+
+int link_next(struct link *link, int64_t timeout_ns, Jaunt__Control **message)
+{
+	if (!link->count && !link->closed) {
+		int result = ring_wait(link->ring, timeout_ns);
+		if (result < 0)
+			return result;
+	}
+	if (link->count) {
+		*message = link->queue[link->head];
+		link->head = (link->head + 1) % LINK_QUEUE_MAX;
+		link->count--;
+		return 1;
+	}
+	if (link->closed)
+		return link->error.code ? -link->error.code
+					: (link->close_error ? link->close_error : -ECONNRESET);
+	return 0;
+}
+
+int link_flush(struct link *link, int64_t timeout_ns)
+{
+	uint64_t end = clock_ns() + (uint64_t)timeout_ns;
+
+	while (!link->closed && link->done_cookie != link->next_cookie) {
+		uint64_t now = clock_ns();
+		if (now >= end)
+			return -ETIMEDOUT;
+		int result = ring_wait(link->ring, (int64_t)(end - now));
+		if (result < 0)
+			return result;
+	}
+	return link->closed && link->done_cookie != link->next_cookie ? -EPIPE : 0;
+}
+
+int link_why(const struct link *link, struct jaunt_error *error)
+{
+	if (link->error.code) {
+		if (error)
+			*error = link->error;
+		return -link->error.code;
+	}
+	if (!link->close_error)
+		return error_set(error, ECONNRESET, "link-lost", "the peer closed the connection");
+	return error_set(error, -link->close_error, "link-lost",
+			 "the link to the peer was lost: %s", strerror(-link->close_error));
+}

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/migration.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/inject.h"
+#include "engine/trace.h"
+
+void jaunt_options_init(struct jaunt_options *options)
+{
+	memset(options, 0, sizeof(*options));
+	options->push = true;
+	options->streams = 1;
+	options->fault_threads = 1;
+	options->connect_timeout_ms = 5000;
+	options->peer_timeout_ms = 10000;
+}
+
+const char *jaunt_version(void)
+{
+	return JAUNT_VERSION;
+}
+
+const char *jaunt_phase_name(enum jaunt_phase phase)
+{
+	static const char *const names[] = {
+		[JAUNT_PHASE_IDLE] = "idle",           [JAUNT_PHASE_WAITING] = "waiting",
+		[JAUNT_PHASE_PREPARING] = "preparing", [JAUNT_PHASE_SWITCHOVER] = "switchover",
+		[JAUNT_PHASE_POSTCOPY] = "post-copy",  [JAUNT_PHASE_BLOCKED] = "blocked",
+		[JAUNT_PHASE_IN_DOUBT] = "in-doubt",   [JAUNT_PHASE_COMPLETED] = "completed",
+		[JAUNT_PHASE_CANCELLED] = "cancelled", [JAUNT_PHASE_FAILED] = "failed",
+	};
+	return (unsigned)phase < sizeof(names) / sizeof(names[0]) ? names[phase] : "unknown";
+}
+
+const char *jaunt_place_name(enum jaunt_place place)
+{
+	static const char *const names[] = {[JAUNT_AT_SOURCE] = "source",
+					    [JAUNT_AT_TARGET] = "target",
+					    [JAUNT_AT_BLOCKED] = "blocked",
+					    [JAUNT_AT_UNKNOWN] = "unknown"};
+	return (unsigned)place < sizeof(names) / sizeof(names[0]) ? names[place] : "unknown";
+}
+
+static int check_options(const struct jaunt_options *options, struct jaunt_error *error)
+{
+	if (!options->peer)
+		return error_set(error, EINVAL, "bad-option", "no peer address was given");
+	if (options->streams < 1 || options->streams > 64)
+		return error_set(error, EINVAL, "bad-option", "%u streams: there can be 1 to 64",
+				 options->streams);
+	if (options->fault_threads > 16)
+		return error_set(error, EINVAL, "bad-option",
+				 "%u fault threads: there can be 1 to 16", options->fault_threads);
+	if (options->mode && strcmp(options->mode, "post-copy") != 0)
+		return error_set(error, EINVAL, "bad-option",
+				 "unknown mode \"%s\": this version knows post-copy",
+				 options->mode);
+	return 0;
+}
+
+int migration_init(struct jaunt_migration *migration, const struct side_ops *side,
+		   struct session *session, const struct jaunt_options *options,
+		   struct jaunt_error *error)
+{
+	int result = check_options(options, error);
+	if (result == 0)
+		result = inject_init(error);
+	if (result == 0)
+		result = trace_open(&migration->trace, options->trace_path, error);
+	if (result < 0)
+		return result;
+	migration->side = side;
+	migration->session = session;
+	migration->options = *options;
+	migration->options.peer = strdup(options->peer);
+	migration->options.mode = "post-copy";
+	migration->options.trace_path = NULL; /* opened already */
+	if (!migration->options.fault_threads)
+		migration->options.fault_threads = 1;
+	if (!migration->options.connect_timeout_ms)
+		migration->options.connect_timeout_ms = 5000;
+	if (!migration->options.peer_timeout_ms)
+		migration->options.peer_timeout_ms = 10000;
+	pthread_mutex_init(&migration->mutex, NULL);
+	pthread_mutex_init(&session->mutex, NULL);
+	migration->started_ns = clock_ns();
+	atomic_store(&migration->set_push, -1);
+	snprintf(migration->status.peer, sizeof(migration->status.peer), "%s", options->peer);
+	snprintf(migration->status.mode, sizeof(migration->status.mode), "%s",
+		 migration->options.mode);
+	return 0;
+}
+
+void migration_fini(struct jaunt_migration *migration)
+{
+	trace_close(migration->trace, NULL);
+	free((char *)migration->options.peer);
+	pthread_mutex_destroy(&migration->mutex);
+}
+
+void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase)
+{
+	pthread_mutex_lock(&migration->mutex);
+	bool changed = migration->status.phase != phase;
+	migration->status.phase = phase;
+	if (phase == JAUNT_PHASE_POSTCOPY && !migration->switch_ns)
+		migration->switch_ns = clock_ns();
+	pthread_mutex_unlock(&migration->mutex);
+	if (!changed)
+		return;
+	trace_event(migration->lane, "phase", "%s", jaunt_phase_name(phase));
+	if (migration->options.phase_changed)
+		migration->options.phase_changed(migration->options.context, phase);
+}
+
+void migration_place(struct jaunt_migration *migration, enum jaunt_place place)
+{
+	pthread_mutex_lock(&migration->mutex);
+	migration->status.vm_is_at = place;
+	pthread_mutex_unlock(&migration->mutex);
+}
+
+static void set_reason(struct jaunt_migration *migration, const struct jaunt_error *why)
+{
+	struct jaunt_status *status = &migration->status;
+
+	snprintf(status->reason, sizeof(status->reason), "%s", why ? why->reason : "");
+	snprintf(status->error, sizeof(status->error), "%s", why ? why->text : "");
+}
+
+void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why)
+{
+	pthread_mutex_lock(&migration->mutex);
+	set_reason(migration, why);
+	migration->status.vm_is_at = JAUNT_AT_BLOCKED;
+	pthread_mutex_unlock(&migration->mutex);
+	migration_phase(migration, JAUNT_PHASE_BLOCKED);
+}
+
+int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
+		  enum jaunt_place place, const struct jaunt_error *error)
+{
+	pthread_mutex_lock(&migration->mutex);
+	migration->status.vm_is_at = place;
+	set_reason(migration, outcome == JAUNT_DONE ? NULL : error);
+	migration->ended = true;
+	migration->ended_ns = clock_ns();
+	pthread_mutex_unlock(&migration->mutex);
+	migration_phase(migration, outcome == JAUNT_DONE        ? JAUNT_PHASE_COMPLETED
+				   : outcome == JAUNT_CANCELLED ? JAUNT_PHASE_CANCELLED
+								: JAUNT_PHASE_FAILED);
+	return outcome;
+}
+
+int migration_check_address(const struct jaunt_options *options, struct address *address,
+			    bool listening, struct jaunt_error *error)
+{
+	int result = address_parse(address, options->peer, error);
+	if (result < 0 || options->insecure)
+		return result;
+	result = address_is_loopback(address, error);
+	if (result < 0)
+		return result;
+	if (result == 0)
+		return error_set(error, EPERM, "insecure",
+				 "%s is beyond this host, and channels are not encrypted: whoever "
+				 "can read or change traffic on the way can read or change the "
+				 "guest's memory. On a network where nobody can, say --insecure",
+				 listening ? "listening there" : "the peer");
+	return 0;
+}
+
+int jaunt_migration_run(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	struct jaunt_error local = {0};
+
+	if (!error)
+		error = &local;
+	migration->lane = trace_lane(migration->trace, "control");
+	return migration->side->run(migration, error);
+}
+
+void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_status *status)
+{
+	pthread_mutex_lock(&migration->mutex);
+	uint64_t now = migration->ended ? migration->ended_ns : clock_ns();
+	*status = migration->status;
+	status->total_ms = (double)(now - migration->started_ns) / 1e6;
+	migration->side->status(migration, status);
+	if (migration->switch_ns && now > migration->switch_ns)
+		status->throughput_bytes_per_s =
+			(double)status->payload_bytes * 1e9 / (double)(now - migration->switch_ns);
+	pthread_mutex_unlock(&migration->mutex);
+}
+
+int jaunt_migration_cancel(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	pthread_mutex_lock(&migration->mutex);
+	bool committed = migration->committed || migration->ended;
+	/* Under the mutex, so that either COMMIT or the cancel comes first. */
+	if (!committed)
+		atomic_store(&migration->cancel, true);
+	pthread_mutex_unlock(&migration->mutex);
+	if (committed)
+		return error_set(
+			error, EBUSY, "committed",
+			"the migration is past COMMIT and cannot be cancelled: the guest's "
+			"memory is on both hosts until it completes");
+	session_wake(migration->session);
+	return 0;
+}
+
+int jaunt_migration_abandon(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	(void)error;
+	atomic_store(&migration->abandon, true);
+	session_wake(migration->session);
+	return 0;
+}
+
+int jaunt_migration_resume_fenced(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	pthread_mutex_lock(&migration->mutex);
+	enum jaunt_phase phase = migration->status.phase;
+	pthread_mutex_unlock(&migration->mutex);
+	if (phase != JAUNT_PHASE_BLOCKED && phase != JAUNT_PHASE_IN_DOUBT)
+		return error_set(error, EINVAL, "not-blocked",
+				 "the migration is not blocked (%s): there is nothing to resume",
+				 jaunt_phase_name(phase));
+	int result = migration->side->check_resume(migration, error);
+	if (result < 0)
+		return result;
+	atomic_store(&migration->resume_fenced, true);
+	session_wake(migration->session);
+	return 0;
+}
+
+int jaunt_migration_set_push(struct jaunt_migration *migration, bool push)
+{
+	atomic_store(&migration->set_push, push);
+	session_wake(migration->session);
+	return 0;
+}
+
+void jaunt_migration_close(struct jaunt_migration *migration)
+{
+	if (migration)
+		migration->side->close(migration);
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What both sides of a migration have: options, requests from other threads, and the status that
+ * anyone may ask for. `struct source` and `struct target` begin with a struct jaunt_migration.
+ */
+#ifndef ENGINE_MIGRATION_H
+#define ENGINE_MIGRATION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "engine/session.h"
+#include "jaunt.h"
+
+struct trace;
+struct trace_lane;
+
+struct side_ops {
+	int (*run)(struct jaunt_migration *migration, struct jaunt_error *error);
+	/* Adds the figures that only the side knows. Any thread, with the mutex held. */
+	void (*status)(struct jaunt_migration *migration, struct jaunt_status *status);
+	void (*close)(struct jaunt_migration *migration);
+	void (*set_push)(struct jaunt_migration *migration, bool push);
+	/* Whether resume_fenced makes sense here; -errno with what to do instead. */
+	int (*check_resume)(struct jaunt_migration *migration, struct jaunt_error *error);
+};
+
+struct jaunt_migration {
+	const struct side_ops *side;
+	struct jaunt_options options; /* strings are copies */
+	struct trace *trace;
+	struct trace_lane *lane; /* of the thread in run() */
+	struct session *session; /* the side's */
+
+	pthread_mutex_t mutex; /* guards what follows, up to the atomics */
+	struct jaunt_status status;
+	bool committed; /* source: COMMIT recorded; target: COMMIT heard */
+	bool loaded;    /* target: in doubt from here until COMMIT or ABORT */
+	bool ended;
+	uint64_t started_ns, switch_ns, ended_ns;
+
+	/* Requests; the thread in run() looks at them whenever it is woken. */
+	_Atomic bool cancel;
+	_Atomic bool abandon;
+	_Atomic bool resume_fenced;
+	_Atomic int set_push; /* -1: no wish, else 0 or 1 */
+};
+
+/* The side allocates the struct (zeroed). Copies the options, opens the trace. */
+int migration_init(struct jaunt_migration *migration, const struct side_ops *side,
+		   struct session *session, const struct jaunt_options *options,
+		   struct jaunt_error *error);
+void migration_fini(struct jaunt_migration *migration);
+
+void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase);
+void migration_place(struct jaunt_migration *migration, enum jaunt_place place);
+/* Committed, but pages do not arrive: phase `blocked`, with why. */
+void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why);
+/* The outcome is final: sets phase, place and reason, and returns `outcome`. */
+int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
+		  enum jaunt_place place, const struct jaunt_error *error);
+
+/* Whether the peer address may be used: beyond loopback only with `insecure`. */
+int migration_check_address(const struct jaunt_options *options, struct address *address,
+			    bool listening, struct jaunt_error *error);
+
+#endif

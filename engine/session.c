@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/session.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/error.h"
+#include "transport/ring.h"
+
+int session_create(struct session *session)
+{
+	if (getrandom(session->id, sizeof(session->id), 0) != sizeof(session->id) ||
+	    getrandom(session->secret, sizeof(session->secret), 0) != sizeof(session->secret))
+		return -EIO;
+	return 0;
+}
+
+void session_wake(struct session *session)
+{
+	pthread_mutex_lock(&session->mutex);
+	if (session->owner)
+		ring_wake(session->owner);
+	pthread_mutex_unlock(&session->mutex);
+}
+
+void session_set_owner(struct session *session, struct ring *ring)
+{
+	pthread_mutex_lock(&session->mutex);
+	session->owner = ring;
+	pthread_mutex_unlock(&session->mutex);
+}
+
+void session_lose(struct session *session, const char *reason, const char *format, ...)
+{
+	char text[512];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	pthread_mutex_lock(&session->mutex);
+	if (!atomic_load(&session->lost)) {
+		error_set(&session->why, ECONNRESET, reason, "%s", text);
+		atomic_store(&session->lost, true);
+	}
+	if (session->owner)
+		ring_wake(session->owner);
+	pthread_mutex_unlock(&session->mutex);
+}
+
+int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
+		  unsigned index)
+{
+	/* Larger than a head: two messages, which the channel gathers into one. */
+	struct frame frame = {.type = FRAME_ATTACH, .payload_bytes = ATTACH_BYTES};
+	struct attach attach = {.role = (uint16_t)role, .index = (uint16_t)index};
+	uint8_t head[FRAME_BYTES], body[ATTACH_BYTES];
+
+	if (role != ATTACH_CONTROL) {
+		memcpy(attach.session, session->id, sizeof(attach.session));
+		memcpy(attach.secret, session->secret, sizeof(attach.secret));
+	}
+	frame_encode(&frame, head);
+	attach_encode(&attach, body);
+	int result = channel_send(channel, head, sizeof(head), NULL, 0, 0);
+	if (result < 0)
+		return result;
+	return channel_send(channel, body, sizeof(body), NULL, 0, 0);
+}
+
+bool preamble_parse(const uint8_t *bytes, struct attach *attach, const char **why)
+{
+	struct frame frame;
+	enum frame_fault fault = frame_decode(&frame, bytes);
+
+	if (fault != FRAME_OK) {
+		*why = frame_fault_text(fault);
+		return false;
+	}
+	if (frame.type != FRAME_ATTACH || frame.payload_bytes != ATTACH_BYTES ||
+	    !attach_decode(attach, bytes + FRAME_BYTES)) {
+		*why = "the peer begins with something other than a well-formed ATTACH";
+		return false;
+	}
+	return true;
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One session between a source and a target: who may attach to it, which epoch it is in, and
+ * whether it still has all its channels. Shared by every thread of one side.
+ */
+#ifndef ENGINE_SESSION_H
+#define ENGINE_SESSION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "jaunt.h"
+#include "proto/frame.h"
+#include "transport/transport.h"
+
+struct ring;
+
+#define PREAMBLE_BYTES (FRAME_BYTES + ATTACH_BYTES)
+
+struct session {
+	uint8_t id[SESSION_ID_BYTES];
+	uint8_t secret[SESSION_SECRET_BYTES];
+	_Atomic uint32_t epoch; /* 0 before FREEZE */
+	bool verify;
+	pthread_mutex_t mutex;  /* guards owner and why */
+	struct ring *owner;     /* of the thread that runs the phases */
+	struct jaunt_error why; /* of the first loss */
+	_Atomic bool lost;      /* a page channel is gone; set once, after `why` */
+};
+
+/* A new identity, from the kernel's random numbers. */
+int session_create(struct session *session);
+
+/* Says that a channel of the session is gone, or its peer talks nonsense. The first one counts;
+ * wakes the owner. Any thread. */
+void session_lose(struct session *session, const char *reason, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* Makes the owner look around. Any thread. */
+void session_wake(struct session *session);
+/* Who to wake; NULL: nobody any more. */
+void session_set_owner(struct session *session, struct ring *ring);
+
+/* The 96 bytes that begin every connection. */
+int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
+		  unsigned index);
+/* Reads them; false with the reason in `why` (a sentence). */
+bool preamble_parse(const uint8_t *bytes, struct attach *attach, const char **why);
+
+#endif

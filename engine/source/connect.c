@@ -1,0 +1,449 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Preparing, before the pause: the control link, the agreement on versions and on the VM, one
+ * urgent channel for each fault thread of the target, the streams, and the threads that serve them.
+ * All of it while the VM runs; whatever fails here costs it nothing.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/hello.h"
+#include "engine/source/source.h"
+#include "transport/ring.h"
+
+#define MS_NS 1000000u
+#define PINGS 7u
+
+uint64_t source_deadline(const struct source *source)
+{
+	return clock_ns() + (uint64_t)source->base.options.peer_timeout_ms * MS_NS;
+}
+
+int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
+{
+	switch (message->message_case) {
+	case JAUNT__CONTROL__MESSAGE_REFUSED: {
+		const Jaunt__Refused *refused = message->refused;
+		int result =
+			error_set(error, EPERM, refused->reason[0] ? refused->reason : "refused",
+				  "the target refuses");
+		for (size_t i = 0; i < refused->n_texts; i++) {
+			size_t used = strlen(error->text);
+			snprintf(error->text + used, sizeof(error->text) - used, "%s%s",
+				 i ? "; " : ": ", refused->texts[i]);
+		}
+		return result;
+	}
+	case JAUNT__CONTROL__MESSAGE_FAILED:
+		return error_set(error, EREMOTEIO,
+				 message->failed->reason[0] ? message->failed->reason : "failed",
+				 "the target gave up: %s", message->failed->text);
+	default:
+		return error_set(error, EPROTO, "protocol",
+				 "the target sent %s where it has no place", control_name(message));
+	}
+}
+
+int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error)
+{
+	for (;;) {
+		uint64_t now = clock_ns();
+		int result = link_next(&source->link,
+				       until_ns > now ? (int64_t)(until_ns - now) : 0, message);
+		if (result == 1 &&
+		    (*message)->message_case == JAUNT__CONTROL__MESSAGE_CANCEL_REQUEST) {
+			control_free(*message);
+			return error_set(error, ECANCELED, "cancelled", "cancelled at the target");
+		}
+		if (result == 1)
+			return 1;
+		if (result < 0)
+			return link_why(&source->link, error);
+		if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
+			return error_set(error, ECANCELED, "cancelled", "cancelled");
+		if (atomic_load(&source->shared.session.lost)) {
+			pthread_mutex_lock(&source->shared.session.mutex);
+			*error = source->shared.session.why;
+			pthread_mutex_unlock(&source->shared.session.mutex);
+			return -error->code;
+		}
+		if (clock_ns() >= until_ns)
+			return error_set(error, ETIMEDOUT, "peer-silent",
+					 "the target said nothing for %u ms",
+					 source->base.options.peer_timeout_ms);
+	}
+}
+
+/* --- The first 96 bytes on the control link
+ * ------------------------------------------------------------ */
+
+struct knock {
+	uint8_t answer[PREAMBLE_BYTES];
+	size_t bytes;
+	bool done, closed;
+	int error;
+};
+
+static size_t knock_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct knock *knock = user;
+
+	/* What the peer begins with is kept, for the error message. */
+	knock->bytes = bytes < PREAMBLE_BYTES ? bytes : PREAMBLE_BYTES;
+	memcpy(knock->answer, data, knock->bytes);
+	if (bytes < PREAMBLE_BYTES)
+		return 0;
+	knock->done = true;
+	return PREAMBLE_BYTES;
+}
+
+static void knock_closed(void *user, int error)
+{
+	struct knock *knock = user;
+
+	knock->closed = true;
+	knock->error = error;
+}
+
+static const struct channel_events knock_events = {.received = knock_received,
+						   .closed = knock_closed};
+
+/* Says who we are, and waits until the other side answers as a target does. */
+static int knock(struct source *source, struct channel *channel, struct jaunt_error *error)
+{
+	struct knock state = {.bytes = 0};
+	uint64_t until = clock_ns() + (uint64_t)source->base.options.connect_timeout_ms * MS_NS;
+	struct attach attach;
+	const char *why = NULL;
+	int result = channel_bind(channel, source->ring, &knock_events, &state, PREAMBLE_BYTES);
+
+	if (result == 0)
+		result = preamble_send(channel, &source->shared.session, ATTACH_CONTROL, 0);
+	if (result < 0)
+		return error_set(error, -result, "link-lost", "talk to %s: %s",
+				 source->base.options.peer, strerror(-result));
+	while (!state.done && !state.closed) {
+		uint64_t now = clock_ns();
+		bool other =
+			state.bytes >= 2 && (state.answer[0] | state.answer[1] << 8) != FRAME_MAGIC;
+		if (other || now >= until || atomic_load(&source->base.cancel))
+			break;
+		ring_wait(source->ring, (int64_t)(until - now));
+	}
+	channel_unbind(channel);
+	if (state.done && preamble_parse(state.answer, &attach, &why))
+		return 0;
+	if (atomic_load(&source->base.cancel))
+		return error_set(error, ECANCELED, "cancelled", "cancelled");
+	if (why || state.bytes >= 2)
+		return error_set(error, EPROTO, "not-jaunt",
+				 "whoever listens at %s does not speak Jaunt's protocol%s%s. Is it "
+				 "`jaunt receive` that runs there?",
+				 source->base.options.peer, why ? ": " : "", why ? why : "");
+	if (state.closed)
+		return error_set(
+			error, ECONNRESET, "turned-away",
+			"%s closed the connection at once: it is not a `jaunt receive`, or "
+			"it is taking another VM",
+			source->base.options.peer);
+	return error_set(error, ETIMEDOUT, "peer-silent",
+			 "%s accepted the connection and said nothing for %u ms: it is not a "
+			 "`jaunt receive`, or it hangs",
+			 source->base.options.peer, source->base.options.connect_timeout_ms);
+}
+
+static int open_channel(struct source *source, struct channel **channel, struct jaunt_error *error)
+{
+	int result = transport_connect(channel, &source->peer,
+				       source->base.options.connect_timeout_ms, error);
+	if (result == 0)
+		channel_timeout(*channel, source->base.options.peer_timeout_ms);
+	return result;
+}
+
+static int open_control(struct source *source, struct jaunt_error *error)
+{
+	struct channel *channel;
+	int result = open_channel(source, &channel, error);
+
+	if (result < 0)
+		return result;
+	result = knock(source, channel, error);
+	if (result < 0) {
+		channel_free(channel);
+		return result;
+	}
+	result = link_open(&source->link, channel, source->ring);
+	if (result < 0)
+		return error_set(error, -result, "io_uring", "serve the control link: %s",
+				 strerror(-result));
+	source->linked = true;
+	return 0;
+}
+
+/* --- The agreement
+ * --------------------------------------------------------------------------------------- */
+
+static int greet(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = hello_send(&source->link);
+
+	if (result < 0)
+		return link_why(&source->link, error);
+	result = source_next(source, source_deadline(source), &message, error);
+	if (result < 0)
+		return result;
+	if (message->message_case != JAUNT__CONTROL__MESSAGE_HELLO) {
+		result = source_unexpected(message, error);
+	} else {
+		source->same_clock = hello_same_clock(message->hello);
+		result = hello_check(message->hello, error);
+	}
+	control_free(message);
+	return result < 0 ? result : 0;
+}
+
+static int send_configure(struct source *source, struct jaunt_error *error)
+{
+	const struct jaunt_description *vm = &source->description;
+	const struct jaunt_options *options = &source->base.options;
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Configure configure = JAUNT__CONFIGURE__INIT;
+	Jaunt__Property *properties = calloc(vm->property_count + 1, sizeof(*properties));
+	Jaunt__Property **property_list = calloc(vm->property_count + 1, sizeof(*property_list));
+	Jaunt__Region *regions = calloc(vm->region_count + 1, sizeof(*regions));
+	Jaunt__Region **region_list = calloc(vm->region_count + 1, sizeof(*region_list));
+	int result = -ENOMEM;
+
+	if (!properties || !property_list || !regions || !region_list)
+		goto out;
+	for (size_t i = 0; i < vm->property_count; i++) {
+		jaunt__property__init(&properties[i]);
+		properties[i].key = (char *)vm->properties[i].key;
+		properties[i].value = (char *)vm->properties[i].value;
+		property_list[i] = &properties[i];
+	}
+	for (size_t i = 0; i < vm->region_count; i++) {
+		jaunt__region__init(&regions[i]);
+		regions[i].name = (char *)vm->regions[i].name;
+		regions[i].guest_address = vm->regions[i].guest_address;
+		regions[i].bytes = vm->regions[i].bytes;
+		regions[i].page_bytes = vm->regions[i].page_bytes;
+		region_list[i] = &regions[i];
+	}
+	configure.session.data = source->shared.session.id;
+	configure.session.len = SESSION_ID_BYTES;
+	configure.secret.data = source->shared.session.secret;
+	configure.secret.len = SESSION_SECRET_BYTES;
+	configure.vm_name = (char *)vm->name;
+	configure.driver = (char *)source->ops->driver;
+	configure.properties = property_list;
+	configure.n_properties = vm->property_count;
+	configure.regions = region_list;
+	configure.n_regions = vm->region_count;
+	configure.mode = (char *)options->mode;
+	configure.push = options->push;
+	configure.streams = options->streams;
+	configure.verify = options->verify;
+	configure.dry_run = options->dry_run;
+	message.message_case = JAUNT__CONTROL__MESSAGE_CONFIGURE;
+	message.configure = &configure;
+	result = link_send(&source->link, &message);
+out:
+	free(properties);
+	free(property_list);
+	free(regions);
+	free(region_list);
+	if (result == -ENOMEM)
+		return error_set(error, ENOMEM, "no-memory", "out of memory");
+	return result < 0 ? link_why(&source->link, error) : 0;
+}
+
+static int agree(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = send_configure(source, error);
+
+	if (result == 0) /* creating a large VM takes its time */
+		result = source_next(source, source_deadline(source) + 30000ull * MS_NS, &message,
+				     error);
+	if (result < 0)
+		return result;
+	result = 0;
+	if (message->message_case != JAUNT__CONTROL__MESSAGE_READY)
+		result = source_unexpected(message, error);
+	else if (!message->ready->fault_threads ||
+		 message->ready->fault_threads > SOURCE_SERVES_MAX)
+		result = error_set(error, EPROTO, "protocol",
+				   "the target wants %u urgent channels; there can be 1 to %u",
+				   message->ready->fault_threads, SOURCE_SERVES_MAX);
+	else
+		source->serve_count = message->ready->fault_threads;
+	control_free(message);
+	return result;
+}
+
+/* --- Channels
+ * ---------------------------------------------------------------------------------------------- */
+
+static void holes_found(void *user)
+{
+	struct source *source = user;
+	worker_wake(&source->pushers[0]->worker);
+}
+
+static int open_serves(struct source *source, struct jaunt_error *error)
+{
+	for (unsigned i = 0; i < source->serve_count; i++) {
+		struct channel *channel;
+		int result = open_channel(source, &channel, error);
+		if (result < 0)
+			return result;
+		struct serve *serve = calloc(1, sizeof(*serve));
+		if (!serve)
+			return error_set(error, ENOMEM, "no-memory", "out of memory");
+		result = serve_start(serve, &source->shared, i, channel);
+		pthread_mutex_lock(&source->base.mutex);
+		source->serves[i] = serve;
+		pthread_mutex_unlock(&source->base.mutex);
+		if (result < 0)
+			return error_set(error, -result, "start", "start a page server: %s",
+					 strerror(-result));
+	}
+	return 0;
+}
+
+static int open_streams(struct source *source, struct jaunt_error *error)
+{
+	uint64_t each = source->base.options.bandwidth_bytes_per_s / source->stream_count;
+
+	for (unsigned i = 0; i < source->stream_count; i++) {
+		struct channel *channel;
+		int result = open_channel(source, &channel, error);
+		if (result < 0)
+			return result;
+		if (source->base.options.bandwidth_bytes_per_s &&
+		    (result = channel_pace(channel, each ? each : 1)) < 0)
+			return error_set(error, -result, "bandwidth",
+					 "limit the bandwidth of a stream: %s", strerror(-result));
+		struct pusher *pusher = calloc(1, sizeof(*pusher));
+		if (!pusher)
+			return error_set(error, ENOMEM, "no-memory", "out of memory");
+		result = pusher_start(pusher, &source->shared, i, channel,
+				      i == 0 ? &source->holes : NULL);
+		pthread_mutex_lock(&source->base.mutex);
+		source->pushers[i] = pusher;
+		pthread_mutex_unlock(&source->base.mutex);
+		if (result < 0)
+			return error_set(error, -result, "start", "start a stream: %s",
+					 strerror(-result));
+	}
+	return 0;
+}
+
+static int open_digester(struct source *source, struct jaunt_error *error)
+{
+	struct channel *channels[DIGESTER_CHANNELS] = {NULL};
+	unsigned count = source->serve_count + source->stream_count;
+	int result = 0;
+
+	for (unsigned i = 0; result == 0 && i < count; i++)
+		result = open_channel(source, &channels[i], error);
+	if (result == 0 &&
+	    (result = digester_start(&source->digester, &source->shared, channels, count)) < 0)
+		error_set(error, -result, "start", "start the digests: %s", strerror(-result));
+	for (unsigned i = 0; i < count; i++)
+		if (channels[i])
+			channel_free(channels[i]);
+	return result;
+}
+
+static int await_attached(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = source_next(source, source_deadline(source), &message, error);
+
+	if (result < 0)
+		return result;
+	result = message->message_case == JAUNT__CONTROL__MESSAGE_ATTACHED
+			 ? 0
+			 : source_unexpected(message, error);
+	control_free(message);
+	return result;
+}
+
+static int compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
+static int measure_round_trip(struct source *source, struct jaunt_error *error)
+{
+	uint64_t took[PINGS];
+
+	for (unsigned i = 0; i < PINGS; i++) {
+		Jaunt__Control message = JAUNT__CONTROL__INIT, *answer;
+		Jaunt__Ping ping = JAUNT__PING__INIT;
+		ping.sent_ns = clock_ns();
+		message.message_case = JAUNT__CONTROL__MESSAGE_PING;
+		message.ping = &ping;
+		link_send(&source->link, &message);
+		int result = source_next(source, source_deadline(source), &answer, error);
+		if (result < 0)
+			return result;
+		took[i] = clock_ns() - ping.sent_ns;
+		result = answer->message_case == JAUNT__CONTROL__MESSAGE_PONG
+				 ? 0
+				 : source_unexpected(answer, error);
+		control_free(answer);
+		if (result < 0)
+			return result;
+	}
+	qsort(took, PINGS, sizeof(took[0]), compare);
+	source->round_trip_ns = took[PINGS / 2];
+	return 0;
+}
+
+int source_connect(struct source *source, struct jaunt_error *error)
+{
+	int result;
+
+	if (session_create(&source->shared.session) < 0)
+		return error_set(error, EIO, "random", "the kernel gives no random numbers");
+	source->shared.session.verify = source->base.options.verify;
+	source->stream_count = source->base.options.streams;
+	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
+		    0 ||
+	    (result = open_control(source, error)) < 0 || (result = greet(source, error)) < 0 ||
+	    (result = agree(source, error)) < 0)
+		return result;
+	if (source->base.options.dry_run)
+		return 0;
+	holes_init(&source->holes, &source->shared.memory, holes_found, source);
+	if ((result = open_serves(source, error)) < 0 || (result = open_streams(source, error)) < 0)
+		return result;
+	if (source->base.options.verify && (result = open_digester(source, error)) < 0)
+		return result;
+	if ((result = await_attached(source, error)) < 0)
+		return result;
+	return measure_round_trip(source, error);
+}
+
+void source_disconnect(struct source *source)
+{
+	holes_stop(&source->holes);
+	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
+		if (source->serves[i])
+			serve_stop(source->serves[i]);
+	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
+		if (source->pushers[i])
+			pusher_stop(source->pushers[i]);
+	digester_stop(&source->digester);
+}

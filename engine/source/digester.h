@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * `--verify` at the source: computes the digests that the target asks for, from the frozen memory,
+ * by a path that shares nothing with the one that sends pages: own channels, own thread, own reads.
+ */
+#ifndef ENGINE_SOURCE_DIGESTER_H
+#define ENGINE_SOURCE_DIGESTER_H
+
+#include <stdbool.h>
+
+#include "engine/source/shared.h"
+#include "engine/worker.h"
+
+#define DIGESTER_CHANNELS 80u /* 16 urgent and 64 streams */
+
+struct digester;
+
+struct digester_channel {
+	struct digester *digester;
+	struct channel *channel;
+	unsigned index;
+	bool attached, dead, sending;
+	uint64_t digests[FRAME_DIGEST_PAGES]; /* of the answer that is being sent */
+};
+
+struct digester {
+	struct worker worker;
+	struct source_shared *shared;
+	struct digester_channel *channels; /* each owns its channel */
+	unsigned count;
+	uint8_t *page;
+};
+
+/* Takes the channels over. */
+int digester_start(struct digester *digester, struct source_shared *shared,
+		   struct channel **channels, unsigned count);
+void digester_stop(struct digester *digester);
+
+#endif

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * A grant is answered with runs: DATA of up to 256 KiB, or ZERO, then GRANT END. The pages do not
+ * change any more, so DATA is sent from guest memory itself. But a page that may be a hole must not
+ * be touched through a mapping (even reading would allocate it): where the target does not say that
+ * it has been told all holes of the range (then what it asks for is data), pages are read with
+ * pread() into a buffer instead.
+ *
+ * Bulk must yield: the thread has a low priority, and only so many frames are ever on their way.
+ */
+#include "engine/source/pusher.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/bits.h"
+#include "engine/source/tamper.h"
+#include "engine/source/zero.h"
+
+static size_t refuse(struct pusher *pusher, size_t bytes, const char *text)
+{
+	session_lose(&pusher->shared->session, "protocol", "%s: %s", channel_name(pusher->channel),
+		     text);
+	pusher->dead = true;
+	channel_shutdown(pusher->channel);
+	return bytes;
+}
+
+static const char *take_grant(struct pusher *pusher, const struct frame *frame)
+{
+	if (frame->type != FRAME_GRANT || !source_frame_ok(pusher->shared, frame))
+		return "the target asks for pages that the VM does not have";
+	if (pusher->grant_count == PUSHER_GRANTS)
+		return "the target grants more ranges at once than the protocol allows";
+	if (frame->epoch != atomic_load(&pusher->shared->session.epoch))
+		return NULL;
+	unsigned at = (pusher->grant_head + pusher->grant_count) % PUSHER_GRANTS;
+	pusher->grants[at].region = frame->region;
+	pusher->grants[at].first = frame->first_page;
+	pusher->grants[at].count = frame->page_count;
+	pusher->grants[at].told = frame->flags & FRAME_FLAG_TOLD;
+	if (pusher->grant_count++ == 0)
+		pusher->at = frame->first_page;
+	return NULL;
+}
+
+static size_t pusher_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct pusher *pusher = user;
+	size_t used = 0;
+
+	while (!pusher->dead && bytes - used >= FRAME_BYTES) {
+		struct frame frame;
+		if (!pusher->attached) {
+			struct attach attach;
+			const char *why;
+			if (bytes - used < PREAMBLE_BYTES)
+				break;
+			if (!preamble_parse(data + used, &attach, &why))
+				return refuse(pusher, bytes, why);
+			pusher->attached = true;
+			used += PREAMBLE_BYTES;
+			continue;
+		}
+		enum frame_fault fault = frame_decode(&frame, data + used);
+		if (fault != FRAME_OK)
+			return refuse(pusher, bytes, frame_fault_text(fault));
+		const char *wrong = take_grant(pusher, &frame);
+		if (wrong)
+			return refuse(pusher, bytes, wrong);
+		used += FRAME_BYTES;
+	}
+	return used;
+}
+
+static void pusher_sent(void *user, uint64_t cookie)
+{
+	struct pusher *pusher = user;
+
+	if (cookie)
+		pusher->busy &= ~(1u << (cookie - 1));
+}
+
+static void pusher_closed(void *user, int error)
+{
+	struct pusher *pusher = user;
+
+	pusher->dead = true;
+	pusher->busy = 0;
+	session_lose(&pusher->shared->session, "link-lost", "a stream was lost: %s",
+		     error ? strerror(-error) : "closed by the peer");
+}
+
+static const struct channel_events pusher_events = {
+	.received = pusher_received, .sent = pusher_sent, .closed = pusher_closed};
+
+static void send_head(struct pusher *pusher, enum frame_type type, uint16_t flags, size_t region,
+		      uint64_t first, uint64_t count)
+{
+	struct frame frame = {.type = (uint8_t)type,
+			      .flags = flags,
+			      .region = (uint16_t)region,
+			      .epoch = atomic_load(&pusher->shared->session.epoch),
+			      .page_count = (uint32_t)count,
+			      .first_page = first};
+	uint8_t head[FRAME_BYTES];
+
+	frame_encode(&frame, head);
+	channel_send(pusher->channel, head, sizeof(head), NULL, 0, 0);
+}
+
+/* Holes, as long as there are some and room for them. */
+static void tell_holes(struct pusher *pusher)
+{
+	struct hole_run run;
+
+	while (pusher->holes && channel_room(pusher->channel) > 8 &&
+	       holes_take(pusher->holes, &run)) {
+		while (run.count) { /* a frame counts pages in 32 bits */
+			uint64_t step = run.count > UINT32_MAX ? UINT32_MAX : run.count;
+			send_head(pusher, FRAME_ZERO, FRAME_FLAG_HOLE, run.region, run.first, step);
+			counter_add(&pusher->zero_pages, step);
+			run.first += step;
+			run.count -= step;
+		}
+		send_head(pusher, FRAME_TOLD, 0, run.region, run.told, 0);
+	}
+}
+
+static uint8_t *slot_buffer(struct pusher *pusher, unsigned slot)
+{
+	if (!pusher->slots[slot]) {
+		void *buffer = mmap(NULL, pusher->slot_bytes, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		pusher->slots[slot] = buffer == MAP_FAILED ? NULL : buffer;
+	}
+	return pusher->slots[slot];
+}
+
+/* The bytes of up to `count` pages, directly or as a copy; NULL: the session is lost. */
+static const uint8_t *pages_at(struct pusher *pusher, const struct guest_region *region,
+			       uint64_t first, uint64_t count, bool told, unsigned slot)
+{
+	if (told && !tamper_active())
+		return region->vm_view + first * region->page_bytes;
+	uint8_t *copy = slot_buffer(pusher, slot);
+	int result = copy ? guestmem_read(region, first, count, copy) : -ENOMEM;
+	if (result < 0) {
+		session_lose(&pusher->shared->session, "memory", "read guest memory: %s",
+			     strerror(-result));
+		pusher->dead = true;
+		return NULL;
+	}
+	if (tamper_active())
+		for (uint64_t i = 0; i < count; i++)
+			if (tamper_page(region, first + i, copy + i * region->page_bytes) ==
+			    TAMPER_TWICE)
+				pusher->at = first; /* the whole run goes out again */
+	return copy;
+}
+
+/* Sends the next run of the first grant; false: no room right now. */
+static bool push_run(struct pusher *pusher)
+{
+	unsigned head = pusher->grant_head;
+	const struct guest_region *region =
+		&pusher->shared->memory.regions[pusher->grants[head].region];
+	uint64_t first = pusher->at;
+	uint64_t end = pusher->grants[head].first + pusher->grants[head].count;
+	uint64_t most = region->hugetlb ? 1 : PUSHER_RUN_PAGES;
+	uint64_t count = end - first < most ? end - first : most;
+	uint32_t free_slots = ~pusher->busy & ((1u << PUSHER_IN_FLIGHT) - 1);
+
+	if (region->hugetlb && !(pusher->grants[head].told && !tamper_active()))
+		free_slots &= 1; /* such a copy is large: one is enough */
+	if (!free_slots || channel_room(pusher->channel) < 4)
+		return false;
+	unsigned slot = (unsigned)__builtin_ctz(free_slots);
+	pusher->at = UINT64_MAX;
+	const uint8_t *bytes =
+		pages_at(pusher, region, first, count, pusher->grants[head].told, slot);
+	if (!bytes)
+		return false;
+	bool again = pusher->at == first;
+
+	bool zero = zero_check(bytes, region->page_bytes);
+	uint64_t run = 1;
+	while (run < count &&
+	       zero_check(bytes + run * region->page_bytes, region->page_bytes) == zero)
+		run++;
+	pusher->at = again ? first : first + run;
+	if (zero) {
+		send_head(pusher, FRAME_ZERO, 0, pusher->grants[head].region, first, run);
+		counter_add(&pusher->zero_pages, run);
+	} else {
+		struct frame frame = {.type = FRAME_DATA,
+				      .region = pusher->grants[head].region,
+				      .epoch = atomic_load(&pusher->shared->session.epoch),
+				      .page_count = (uint32_t)run,
+				      .first_page = first,
+				      .payload_bytes = (uint32_t)(run * region->page_bytes)};
+		uint8_t bytes_of_head[FRAME_BYTES];
+		frame_encode(&frame, bytes_of_head);
+		if (channel_send(pusher->channel, bytes_of_head, FRAME_BYTES, bytes,
+				 frame.payload_bytes, slot + 1) == 0)
+			pusher->busy |= 1u << slot;
+		counter_add(&pusher->data_pages, run);
+		counter_add(&pusher->payload_bytes, frame.payload_bytes);
+	}
+	if (pusher->at < end)
+		return true;
+	send_head(pusher, FRAME_GRANT_END, 0, pusher->grants[head].region,
+		  pusher->grants[head].first, pusher->grants[head].count);
+	pusher->grant_head = (head + 1) % PUSHER_GRANTS;
+	if (--pusher->grant_count)
+		pusher->at = pusher->grants[pusher->grant_head].first;
+	return true;
+}
+
+static void count_wire(struct pusher *pusher)
+{
+	struct channel_totals totals = channel_totals(pusher->channel);
+	counter_set(&pusher->wire_bytes, totals.sent_bytes + totals.received_bytes);
+}
+
+static int64_t pusher_pump(void *user)
+{
+	struct pusher *pusher = user;
+
+	count_wire(pusher);
+	if (pusher->dead)
+		return -1;
+	tell_holes(pusher);
+	while (pusher->grant_count && !pusher->dead)
+		if (!push_run(pusher))
+			break;
+	return -1;
+}
+
+static void pusher_end(void *user)
+{
+	struct pusher *pusher = user;
+
+	if (pusher->channel)
+		channel_free(pusher->channel);
+	pusher->channel = NULL;
+	for (unsigned i = 0; i < PUSHER_IN_FLIGHT; i++)
+		if (pusher->slots[i])
+			munmap(pusher->slots[i], pusher->slot_bytes);
+	memset(pusher->slots, 0, sizeof(pusher->slots));
+	free(pusher->grants);
+	pusher->grants = NULL;
+}
+
+static int pusher_begin(void *user, struct ring *ring)
+{
+	struct pusher *pusher = user;
+
+	pusher->slot_bytes = PUSHER_RUN_PAGES * 4096;
+	for (size_t i = 0; i < pusher->shared->memory.region_count; i++)
+		if (pusher->shared->memory.regions[i].page_bytes > pusher->slot_bytes)
+			pusher->slot_bytes = pusher->shared->memory.regions[i].page_bytes;
+	pusher->grants = calloc(PUSHER_GRANTS, sizeof(*pusher->grants));
+	int result = pusher->grants ? 0 : -ENOMEM;
+	if (result == 0)
+		result = channel_bind(pusher->channel, ring, &pusher_events, pusher, KIB(64));
+	if (result == 0)
+		result = preamble_send(pusher->channel, &pusher->shared->session, ATTACH_STREAM,
+				       pusher->index);
+	if (result < 0)
+		pusher_end(pusher);
+	return result;
+}
+
+static const struct worker_ops pusher_ops = {
+	.begin = pusher_begin, .pump = pusher_pump, .end = pusher_end};
+
+int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,
+		 struct channel *channel, struct holes *holes)
+{
+	char name[16];
+
+	memset(pusher, 0, sizeof(*pusher));
+	pusher->shared = shared;
+	pusher->index = index;
+	pusher->channel = channel;
+	pusher->holes = holes;
+	snprintf(name, sizeof(name), "jaunt-push-%u", index);
+	return worker_start(&pusher->worker, name, WORKER_BULK, &pusher_ops, pusher);
+}
+
+void pusher_stop(struct pusher *pusher)
+{
+	worker_stop(&pusher->worker);
+}

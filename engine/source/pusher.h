@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The background pusher of one stream of the source: streams what the target grants, in the order
+ * it was granted, and (on the first stream) tells of holes as they are found. */
+#ifndef ENGINE_SOURCE_PUSHER_H
+#define ENGINE_SOURCE_PUSHER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/source/holes.h"
+#include "engine/source/shared.h"
+#include "engine/stats.h"
+#include "engine/worker.h"
+
+#define PUSHER_GRANTS    65536u /* received and not answered: more ends the channel */
+#define PUSHER_RUN_PAGES 64u    /* 4 KiB pages in one DATA frame */
+#define PUSHER_IN_FLIGHT 8u     /* DATA frames that the channel holds: bounded bulk */
+
+struct pusher {
+	struct worker worker;
+	struct source_shared *shared;
+	unsigned index;
+	struct channel *channel; /* owned */
+	struct holes *holes;     /* the first stream's, else NULL; not owned */
+	/* Its thread's own from here on, but for the counters. */
+	struct {
+		uint64_t first;
+		uint32_t count;
+		uint16_t region;
+		bool told;
+	} * grants; /* ring of PUSHER_GRANTS */
+	unsigned grant_head, grant_count;
+	uint64_t at;                      /* page of the first grant that comes next */
+	uint8_t *slots[PUSHER_IN_FLIGHT]; /* copies, where a page may not be touched; lazily */
+	uint64_t slot_bytes;
+	uint32_t busy; /* bitmap of frames that the channel holds */
+	bool attached, dead;
+	counter payload_bytes, wire_bytes, zero_pages, data_pages;
+};
+
+int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,
+		 struct channel *channel, struct holes *holes);
+void pusher_stop(struct pusher *pusher);
+
+#endif

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the threads of a source that send pages share. */
+#ifndef ENGINE_SOURCE_SHARED_H
+#define ENGINE_SOURCE_SHARED_H
+
+#include "engine/guestmem.h"
+#include "engine/session.h"
+
+struct source_shared {
+	struct session session;
+	struct guestmem memory; /* does not change from FREEZE on */
+};
+
+/* Whether a frame of the target names pages that exist. */
+static inline bool source_frame_ok(const struct source_shared *shared, const struct frame *frame)
+{
+	return frame->region < shared->memory.region_count &&
+	       frame_in_region(frame, shared->memory.regions[frame->region].pages,
+			       shared->memory.regions[frame->region].page_bytes);
+}
+
+#endif

@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation: the source's state machine
+ *
+ *   preparing → switchover → post-copy → completed
+ *       │           │           ⇅
+ *       └→ failed / cancelled  blocked
+ *
+ * Whatever goes wrong before COMMIT is recorded ends with the VM running here, as if nothing had
+ * happened. COMMIT is recorded (under the mutex, where a cancel is, too) before it is submitted for
+ * sending, so an error of the send is not a failure before COMMIT. From then on this side never
+ * runs the VM by itself: only a FAILED from the target, which promises that no vCPU has run there,
+ * or an operator who has fenced the other host, gives it back. It keeps every page until COMPLETE.
+ */
+#include "engine/source/source.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/inject.h"
+#include "engine/source/tamper.h"
+#include "engine/trace.h"
+#include "transport/ring.h"
+
+#define MS_NS 1000000u
+
+static int send_abort(struct source *source, const struct jaunt_error *why)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Abort abort_message = JAUNT__ABORT__INIT;
+
+	abort_message.reason = (char *)why->reason;
+	abort_message.text = (char *)why->text;
+	message.message_case = JAUNT__CONTROL__MESSAGE_ABORT;
+	message.abort = &abort_message;
+	return link_send(&source->link, &message);
+}
+
+/* --- Switchover
+ * -------------------------------------------------------------------------------------------- */
+
+static int send_state(struct source *source, const uint8_t *state, size_t bytes)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
+	int result;
+
+	freeze.epoch = atomic_load(&source->shared.session.epoch);
+	freeze.last = true;
+	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
+	message.freeze = &freeze;
+	result = link_send(&source->link, &message);
+	for (size_t at = 0; result == 0 && (at == 0 || at < bytes);) {
+		Jaunt__State chunk = JAUNT__STATE__INIT;
+		size_t step = bytes - at < CONTROL_STATE_CHUNK ? bytes - at : CONTROL_STATE_CHUNK;
+		chunk.bytes.data = (uint8_t *)state + at;
+		chunk.bytes.len = step;
+		chunk.last = at + step == bytes;
+		chunk.last_instruction_ns = source->last_instruction_ns;
+		message.message_case = JAUNT__CONTROL__MESSAGE_STATE;
+		message.state = &chunk;
+		result = link_send(&source->link, &message);
+		at += step;
+		if (!step)
+			break;
+	}
+	return result;
+}
+
+static int pause_and_save(struct source *source, struct jaunt_error *error)
+{
+	void *state = NULL;
+	size_t bytes = 0;
+
+	source->pause_ns = clock_ns();
+	source->paused = true; /* also if it fails half way */
+	if (source->ops->pause(source->vm, &source->last_instruction_ns, error) < 0)
+		return error_context(error, "pause the VM");
+	uint64_t before = clock_ns();
+	if (source->ops->save(source->vm, &state, &bytes, error) < 0)
+		return error_context(error, "save the VM's state");
+	source->save_ns = clock_ns() - before;
+	inject_kill(INJECT_KILL_SWITCHOVER);
+	if (bytes > CONTROL_STATE_MAX) {
+		free(state);
+		return error_set(error, EMSGSIZE, "state-too-large",
+				 "the VM's device state has %zu bytes; at most %u can be sent",
+				 bytes, CONTROL_STATE_MAX);
+	}
+	atomic_store(&source->shared.session.epoch, 1);
+	int result = send_state(source, state, bytes);
+	free(state);
+	return result < 0 ? link_why(&source->link, error) : 0;
+}
+
+static int await_loaded(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = source_next(source, source_deadline(source), &message, error);
+
+	if (result < 0)
+		return result;
+	result = 0;
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_LOADED)
+		source->load_ns = message->loaded->load_ns;
+	else
+		result = source_unexpected(message, error);
+	control_free(message);
+	return result;
+}
+
+/* Either COMMIT is recorded now, or a cancel was first. */
+static int commit(struct source *source, struct jaunt_error *error)
+{
+	struct jaunt_migration *base = &source->base;
+
+	inject_kill(INJECT_KILL_BEFORE_COMMIT);
+	pthread_mutex_lock(&base->mutex);
+	bool cancelled = atomic_load(&base->cancel) || atomic_load(&base->abandon);
+	if (!cancelled) {
+		base->committed = true;
+		base->status.vm_is_at = JAUNT_AT_UNKNOWN; /* until RESUMED is heard */
+		base->status.downtime_floor_us =
+			(double)(source->save_ns + source->load_ns + 2 * source->round_trip_ns) /
+			1e3;
+	}
+	pthread_mutex_unlock(&base->mutex);
+	if (cancelled)
+		return error_set(error, ECANCELED, "cancelled", "cancelled");
+
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Commit body = JAUNT__COMMIT__INIT;
+	message.message_case = JAUNT__CONTROL__MESSAGE_COMMIT;
+	message.commit = &body;
+	source->commit_ns = clock_ns();
+	link_send(&source->link, &message);
+	ring_submit(source->ring);
+	inject_kill(INJECT_KILL_AFTER_COMMIT);
+	return 0;
+}
+
+static int switch_over(struct source *source, struct jaunt_error *error)
+{
+	int result;
+
+	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
+	if ((result = pause_and_save(source, error)) < 0 ||
+	    (result = await_loaded(source, error)) < 0 || (result = commit(source, error)) < 0)
+		return result;
+	return 0;
+}
+
+/* --- After COMMIT
+ * ------------------------------------------------------------------------------------------ */
+
+static void note_resumed(struct source *source, const Jaunt__Resumed *resumed)
+{
+	struct jaunt_migration *base = &source->base;
+	uint64_t took;
+
+	source->resumed_there = true;
+	if (source->same_clock)
+		took = resumed->first_entry_ns - source->last_instruction_ns;
+	else /* half a round trip for COMMIT to get there */
+		took = source->commit_ns - source->last_instruction_ns + source->round_trip_ns / 2 +
+		       resumed->commit_to_entry_ns;
+	pthread_mutex_lock(&base->mutex);
+	base->status.vm_is_at = JAUNT_AT_TARGET;
+	base->status.downtime_us = (double)took / 1e3;
+	base->status.switchover_us =
+		(double)took / 1e3 + (double)(source->last_instruction_ns - source->pause_ns) / 1e3;
+	pthread_mutex_unlock(&base->mutex);
+	trace_event(base->lane, "resumed", "downtime %.1f us", (double)took / 1e3);
+}
+
+static void note_progress(struct source *source, const Jaunt__Progress *progress)
+{
+	struct jaunt_migration *base = &source->base;
+	struct jaunt_status *status = &base->status;
+
+	pthread_mutex_lock(&base->mutex);
+	status->pages.missing = progress->missing;
+	status->pages.zero = progress->zero;
+	status->pages.hole = progress->hole;
+	status->pages.pushed = progress->pushed;
+	status->pages.demanded = progress->demanded;
+	status->pages.duplicate = progress->duplicate;
+	status->pages.discarded = progress->discarded;
+	status->verified_pages = progress->verified;
+	status->mismatched_pages = progress->mismatched;
+	pthread_mutex_unlock(&base->mutex);
+	if (progress->blocked && progress->blocked[0]) {
+		struct jaunt_error why = {0};
+		error_set(&why, EAGAIN, progress->blocked,
+			  "the target is blocked (%s), %" PRIu64 " pages missing; `jaunt status` "
+			  "there says why",
+			  progress->blocked, progress->missing);
+		migration_blocked(base, &why);
+	} else if (base->status.phase == JAUNT_PHASE_BLOCKED) {
+		migration_place(base, JAUNT_AT_TARGET);
+		migration_phase(base, JAUNT_PHASE_POSTCOPY);
+	}
+}
+
+static void send_released(struct source *source)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Released released = JAUNT__RELEASED__INIT;
+
+	message.message_case = JAUNT__CONTROL__MESSAGE_RELEASED;
+	message.released = &released;
+	if (link_send(&source->link, &message) == 0)
+		link_flush(&source->link, 1000 * (int64_t)MS_NS);
+}
+
+/* The VM runs here again. */
+static int take_back(struct source *source, struct jaunt_error *error)
+{
+	uint64_t first_entry_ns;
+	struct jaunt_error failed = {0};
+
+	source_disconnect(source);
+	if (source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
+		error_context(&failed, "%s; and then the VM could not be resumed here",
+			      error->text);
+		*error = failed;
+		return -1;
+	}
+	source->paused = false;
+	return 0;
+}
+
+static void note_blocked(struct source *source)
+{
+	struct jaunt_error lost = {0}, why = {0};
+
+	if (source->link.closed) {
+		link_why(&source->link, &lost);
+	} else {
+		pthread_mutex_lock(&source->shared.session.mutex);
+		lost = source->shared.session.why;
+		pthread_mutex_unlock(&source->shared.session.mutex);
+	}
+	error_set(
+		&why, ECONNRESET, lost.reason,
+		"%s after COMMIT%s. This host keeps all of the VM's memory. If the target host is "
+		"known to be dead or fenced, `jaunt resume VM --peer-fenced` runs the VM here, as "
+		"it was at the switch",
+		lost.text,
+		source->resumed_there ? "" : ", before the target said that the VM runs there");
+	migration_blocked(&source->base, &why);
+	if (!source->resumed_there)
+		migration_place(&source->base, JAUNT_AT_UNKNOWN);
+}
+
+/* -1: go on; else the outcome. */
+static int handle(struct source *source, const Jaunt__Control *message, struct jaunt_error *error)
+{
+	switch (message->message_case) {
+	case JAUNT__CONTROL__MESSAGE_RESUMED:
+		note_resumed(source, message->resumed);
+		break;
+	case JAUNT__CONTROL__MESSAGE_PROGRESS:
+		note_progress(source, message->progress);
+		break;
+	case JAUNT__CONTROL__MESSAGE_COMPLETE:
+		if (message->complete->progress)
+			note_progress(source, message->complete->progress);
+		send_released(source);
+		return migration_end(&source->base, JAUNT_DONE, JAUNT_AT_TARGET, NULL);
+	case JAUNT__CONTROL__MESSAGE_FAILED:
+		if (source->resumed_there)
+			break; /* it runs there: a promise that cannot be true */
+		source_unexpected(message, error);
+		if (take_back(source, error) < 0)
+			return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+		return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+	default:
+		break; /* a cancel request came too late; a newer peer may say more */
+	}
+	return -1;
+}
+
+static int serve_until_complete(struct source *source, struct jaunt_error *error)
+{
+	bool blocked = false;
+
+	migration_phase(&source->base, JAUNT_PHASE_POSTCOPY);
+	if (holes_start(&source->holes) < 0)
+		trace_event(source->base.lane, "holes", "the search for holes did not start");
+	for (;;) {
+		Jaunt__Control *message = NULL;
+		int result = 0;
+		if (source->link.closed && !source->link.count)
+			ring_wait(source->ring, -1);
+		else
+			result = link_next(&source->link, -1, &message);
+		inject_kill(INJECT_KILL_POSTCOPY);
+		if (result == 1) {
+			int outcome = handle(source, message, error);
+			control_free(message);
+			if (outcome >= 0)
+				return outcome;
+		}
+		if (!blocked && (result < 0 || atomic_load(&source->shared.session.lost))) {
+			/* COMPLETE may already be on its way behind the loss of a page channel. */
+			note_blocked(source);
+			blocked = source->link.closed;
+		}
+		int push = atomic_exchange(&source->base.set_push, -1);
+		if (push >= 0 && !source->link.closed) {
+			Jaunt__Control wish = JAUNT__CONTROL__INIT;
+			Jaunt__SetPush body = JAUNT__SET_PUSH__INIT;
+			body.push = push;
+			wish.message_case = JAUNT__CONTROL__MESSAGE_SET_PUSH;
+			wish.set_push = &body;
+			link_send(&source->link, &wish);
+		}
+		if (atomic_load(&source->base.abandon)) {
+			error_set(error, ECANCELED, "abandoned",
+				  "abandoned by the operator after COMMIT: what only this host had "
+				  "of the VM's memory is lost to the target");
+			return migration_end(
+				&source->base,
+				source->resumed_there ? JAUNT_INCOMPLETE : JAUNT_UNKNOWN,
+				source->resumed_there ? JAUNT_AT_BLOCKED : JAUNT_AT_UNKNOWN, error);
+		}
+		if (atomic_load(&source->base.resume_fenced)) {
+			error_set(
+				error, ECONNRESET, "peer-fenced",
+				"the target was lost; the operator has fenced it, and the VM runs "
+				"here again, as it was at the switch");
+			take_back(source, error);
+			return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+		}
+	}
+}
+
+/* --- The whole
+ * ---------------------------------------------------------------------------------------------- */
+
+static int give_up(struct source *source, struct jaunt_error *error)
+{
+	bool cancelled = error->code == ECANCELED;
+
+	if (source->linked && !source->link.closed) {
+		send_abort(source, error);
+		link_flush(&source->link, 1000 * (int64_t)MS_NS);
+	}
+	if (source->paused)
+		take_back(source, error);
+	else
+		source_disconnect(source);
+	return migration_end(&source->base, cancelled ? JAUNT_CANCELLED : JAUNT_FAILED,
+			     JAUNT_AT_SOURCE, error);
+}
+
+static int move(struct source *source, struct jaunt_error *error)
+{
+	migration_phase(&source->base, JAUNT_PHASE_PREPARING);
+	if (source_connect(source, error) < 0)
+		return give_up(source, error);
+	if (source->base.options.dry_run) {
+		struct jaunt_error dry = {.reason = "dry-run", .text = "it was a dry run"};
+		send_abort(source, &dry);
+		link_flush(&source->link, 1000 * (int64_t)MS_NS);
+		return migration_end(&source->base, JAUNT_DONE, JAUNT_AT_SOURCE, NULL);
+	}
+	inject_kill(INJECT_KILL_PREPARE);
+	tamper_prepare(&source->shared.memory);
+	if (switch_over(source, error) < 0)
+		return give_up(source, error);
+	return serve_until_complete(source, error);
+}
+
+static int source_run(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	struct source *source = (struct source *)migration;
+	int result = ring_create(&source->ring, 256);
+
+	if (result < 0) {
+		error_set(error, -result, "io_uring",
+			  "create an io_uring: %s; `jaunt doctor` says what this host lacks",
+			  strerror(-result));
+		return migration_end(migration, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+	}
+	session_set_owner(&source->shared.session, source->ring);
+	int outcome = move(source, error);
+	source_disconnect(source);
+	if (source->linked)
+		link_close(&source->link);
+	session_set_owner(&source->shared.session, NULL);
+	ring_destroy(source->ring);
+	source->ring = NULL;
+	tamper_forget();
+	return outcome;
+}
+
+/* --- Figures
+ * -------------------------------------------------------------------------------------------------
+ */
+
+static void source_status(struct jaunt_migration *migration, struct jaunt_status *status)
+{
+	struct source *source = (struct source *)migration;
+	uint64_t memory = sizeof(*source) + trace_bytes(migration->trace);
+
+	for (unsigned i = 0; i < SOURCE_SERVES_MAX && source->serves[i]; i++) {
+		struct serve *serve = source->serves[i];
+		status->payload_bytes += counter_get(&serve->payload_bytes);
+		status->wire_bytes += counter_get(&serve->wire_bytes);
+		memory += sizeof(*serve) + serve->slot_bytes * serve->slot_count + (64u << 10);
+	}
+	for (unsigned i = 0; i < SOURCE_STREAMS_MAX && source->pushers[i]; i++) {
+		struct pusher *pusher = source->pushers[i];
+		status->payload_bytes += counter_get(&pusher->payload_bytes);
+		status->wire_bytes += counter_get(&pusher->wire_bytes);
+		memory += sizeof(*pusher) + PUSHER_GRANTS * sizeof(*pusher->grants) + (64u << 10);
+	}
+	status->engine_bytes = memory;
+}
+
+static void source_set_push(struct jaunt_migration *migration, bool push)
+{
+	(void)migration, (void)push; /* the wish travels to the target, which drives */
+}
+
+static int source_check_resume(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	(void)migration, (void)error; /* all of the VM is here */
+	return 0;
+}
+
+static void source_close(struct jaunt_migration *migration)
+{
+	struct source *source = (struct source *)migration;
+
+	source_disconnect(source);
+	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
+		free(source->serves[i]);
+	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
+		free(source->pushers[i]);
+	if (source->memory_open)
+		guestmem_close(&source->shared.memory);
+	migration_fini(migration);
+	free(source);
+}
+
+static const struct side_ops source_ops = {.run = source_run,
+					   .status = source_status,
+					   .close = source_close,
+					   .set_push = source_set_push,
+					   .check_resume = source_check_resume};
+
+int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *ops, void *vm,
+		      const struct jaunt_options *options, struct jaunt_error *error)
+{
+	struct source *source = calloc(1, sizeof(*source));
+
+	if (!source)
+		return error_set(error, ENOMEM, "no-memory", "out of memory");
+	int result =
+		migration_init(&source->base, &source_ops, &source->shared.session, options, error);
+	if (result < 0) {
+		free(source);
+		return result;
+	}
+	source->ops = ops;
+	source->vm = vm;
+	inject_side(INJECT_SOURCE);
+	result = address_parse(&source->peer, options->peer, error);
+	if (result == 0)
+		result = ops->describe(vm, &source->description, error);
+	if (result == 0)
+		result = guestmem_open(&source->shared.memory, &source->description, error);
+	if (result < 0) {
+		source_close(&source->base);
+		return result;
+	}
+	source->memory_open = true;
+	source->base.status.ram_bytes = source->shared.memory.bytes;
+	source->base.status.pages.total = source->shared.memory.pages;
+	source->base.status.pages.missing = source->shared.memory.pages;
+	snprintf(source->base.status.vm, sizeof(source->base.status.vm), "%s",
+		 source->description.name ? source->description.name : "");
+	*out = &source->base;
+	return 0;
+}

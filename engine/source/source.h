@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The source of one migration: what its modules share. */
+#ifndef ENGINE_SOURCE_SOURCE_H
+#define ENGINE_SOURCE_SOURCE_H
+
+#include "engine/link.h"
+#include "engine/migration.h"
+#include "engine/source/digester.h"
+#include "engine/source/holes.h"
+#include "engine/source/pusher.h"
+#include "engine/source/serve.h"
+#include "engine/source/shared.h"
+
+#define SOURCE_SERVES_MAX  16u
+#define SOURCE_STREAMS_MAX 64u
+
+struct source {
+	struct jaunt_migration base; /* first */
+	const struct jaunt_vm_ops *ops;
+	void *vm;
+	struct address peer;
+
+	/* The thread in run() owns all of these. */
+	struct ring *ring;
+	struct link link;
+	bool linked;
+	bool same_clock;
+	bool paused;
+	bool resumed_there; /* RESUMED was heard */
+	struct jaunt_description description;
+	struct source_shared shared;
+	bool memory_open;
+	struct holes holes;
+	struct digester digester;
+	unsigned serve_count, stream_count;
+	struct serve *serves[SOURCE_SERVES_MAX]; /* under the mutex for status */
+	struct pusher *pushers[SOURCE_STREAMS_MAX];
+	uint64_t last_instruction_ns, pause_ns, save_ns, load_ns, commit_ns;
+	uint64_t round_trip_ns; /* median of a few, on the control link */
+};
+
+/* --- connect.c: everything up to a target that is ready, while the VM runs
+ * ------------------------- */
+
+/* 0, or -errno with `error`. */
+int source_connect(struct source *source, struct jaunt_error *error);
+/* The next message, as long as nothing is wrong and nobody has cancelled: 1, or -errno. */
+int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error);
+uint64_t source_deadline(const struct source *source);
+/* What to say of a message that has no place here; also of REFUSED and FAILED. */
+int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
+/* Ends every thread and channel but the control link. */
+void source_disconnect(struct source *source);
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/target/checker.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <xxhash.h>
+
+#include "transport/ring.h"
+
+static size_t checker_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct checker *checker = user;
+	size_t used = 0;
+
+	while (bytes - used >= FRAME_BYTES && !checker->dead) {
+		struct frame frame;
+		enum frame_fault fault = frame_decode(&frame, data + used);
+		if (fault != FRAME_OK || frame.type != FRAME_DIGEST ||
+		    frame.payload_bytes > FRAME_DIGEST_PAGES * sizeof(uint64_t)) {
+			session_lose(&checker->shared->session, "protocol",
+				     "the peer's answer on the digest channel makes no sense (%s)",
+				     fault ? frame_fault_text(fault) : "not a digest");
+			checker->dead = true;
+			channel_shutdown(checker->channel);
+			return bytes;
+		}
+		if (bytes - used < FRAME_BYTES + frame.payload_bytes)
+			break;
+		memcpy(checker->digests, data + used + FRAME_BYTES, frame.payload_bytes);
+		checker->digest_count = frame.payload_bytes / sizeof(uint64_t);
+		checker->all_zero = frame.flags & FRAME_FLAG_ALL_ZERO;
+		checker->answered = true;
+		used += FRAME_BYTES + frame.payload_bytes;
+	}
+	return used;
+}
+
+static void checker_closed(void *user, int error)
+{
+	struct checker *checker = user;
+
+	checker->dead = true;
+	session_lose(&checker->shared->session, "link-lost", "the digest channel was lost: %s",
+		     error ? strerror(-error) : "closed by the peer");
+}
+
+static const struct channel_events checker_events = {.received = checker_received,
+						     .closed = checker_closed};
+
+static uint64_t digest_of_zeros(uint64_t bytes)
+{
+	void *zeros = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (zeros == MAP_FAILED)
+		return 0;
+	uint64_t digest = XXH3_64bits(zeros, bytes);
+	munmap(zeros, bytes);
+	return digest;
+}
+
+int checker_open(struct checker *checker, struct target_shared *shared, struct channel *channel,
+		 unsigned index)
+{
+	memset(checker, 0, sizeof(*checker));
+	checker->shared = shared;
+	checker->channel = channel;
+	checker->digests = calloc(FRAME_DIGEST_PAGES, sizeof(uint64_t));
+	checker->zero_digest[0] = digest_of_zeros(4096);
+	for (size_t i = 0; i < shared->memory.region_count; i++)
+		if (shared->memory.regions[i].hugetlb)
+			checker->zero_digest[1] =
+				digest_of_zeros(shared->memory.regions[i].page_bytes);
+	int result = checker->digests ? ring_create(&checker->ring, 16) : -ENOMEM;
+	if (result == 0)
+		result = channel_bind(channel, checker->ring, &checker_events, checker, 65536);
+	if (result == 0)
+		result = preamble_send(channel, &shared->session, ATTACH_VERIFY, index);
+	if (result == 0)
+		result = ring_submit(checker->ring);
+	if (result < 0)
+		checker_close(checker);
+	return result;
+}
+
+void checker_close(struct checker *checker)
+{
+	if (checker->channel)
+		channel_free(checker->channel);
+	if (checker->ring)
+		ring_destroy(checker->ring);
+	free(checker->digests);
+	memset(checker, 0, sizeof(*checker));
+}
+
+static int ask(struct checker *checker, size_t region, uint64_t first, uint64_t count,
+	       uint16_t flags)
+{
+	struct frame frame = {.type = FRAME_DIGEST,
+			      .flags = flags,
+			      .region = (uint16_t)region,
+			      .epoch = atomic_load(&checker->shared->session.epoch),
+			      .page_count = (uint32_t)count,
+			      .first_page = first};
+	uint8_t head[FRAME_BYTES];
+
+	frame_encode(&frame, head);
+	checker->answered = false;
+	if (checker->dead)
+		return -EPIPE;
+	int result = channel_send(checker->channel, head, sizeof(head), NULL, 0, 0);
+	if (result < 0)
+		return result;
+	while (!checker->answered && !checker->dead &&
+	       !atomic_load(&checker->shared->install.stop)) {
+		result = ring_wait(checker->ring, 100000000);
+		if (result < 0)
+			return result;
+	}
+	return checker->answered ? 0 : -EPIPE;
+}
+
+int checker_pages(struct checker *checker, size_t region, uint64_t first, unsigned count,
+		  const uint8_t *bytes, uint64_t *wrong, struct page_counters *counters)
+{
+	const struct guest_region *at = &checker->shared->memory.regions[region];
+	int result = ask(checker, region, first, count, 0);
+
+	if (result < 0)
+		return result;
+	if (!checker->all_zero && checker->digest_count != count)
+		return -EPROTO;
+	*wrong = 0;
+	for (unsigned i = 0; i < count; i++) {
+		uint64_t here = XXH3_64bits(bytes + i * at->page_bytes, at->page_bytes);
+		uint64_t there =
+			checker->all_zero ? checker->zero_digest[at->hugetlb] : checker->digests[i];
+		if (here != there)
+			*wrong |= UINT64_C(1) << i;
+	}
+	counter_add(&counters->verified, count);
+	counter_add(&counters->mismatched, (uint64_t)__builtin_popcountll(*wrong));
+	return 0;
+}
+
+int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64_t count,
+		  struct page_counters *counters)
+{
+	int result = ask(checker, region, first, count, FRAME_FLAG_ALL_ZERO);
+
+	if (result < 0)
+		return result;
+	counter_add(&counters->verified, count);
+	if (!checker->all_zero)
+		counter_add(&counters->mismatched, 1);
+	return checker->all_zero;
+}
+
+bool checker_suspect(struct target_shared *shared, size_t region, uint64_t page)
+{
+	bool again = true;
+
+	pthread_mutex_lock(&shared->suspects_mutex);
+	for (unsigned i = 0; i < shared->suspect_count; i++)
+		if (shared->suspects[i].region == region && shared->suspects[i].page == page)
+			again = false;
+	if (again && shared->suspect_count < SUSPECTS_MAX) {
+		shared->suspects[shared->suspect_count].region = region;
+		shared->suspects[shared->suspect_count++].page = page;
+	} else {
+		again = false;
+	}
+	pthread_mutex_unlock(&shared->suspects_mutex);
+	if (!again && pagemap_claim(&shared->map, region, page / 64, UINT64_C(1) << (page % 64))) {
+		/* Claimed for good: nobody asks for it again, nobody fills it, nobody reads it. */
+		atomic_fetch_add(&shared->condemned, 1);
+		session_wake(&shared->session);
+	}
+	return again;
+}

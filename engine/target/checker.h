@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * `--verify` at the target: digests of pages, asked of the source over a channel of its own and
+ * compared with the bytes that arrived, before the guest may see them. Synchronous: each thread
+ * that receives pages has a checker of its own. Its cost is no part of any other figure.
+ */
+#ifndef ENGINE_TARGET_CHECKER_H
+#define ENGINE_TARGET_CHECKER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/stats.h"
+#include "engine/target/shared.h"
+
+struct checker {
+	struct target_shared *shared;
+	struct channel *channel; /* owned */
+	struct ring *ring;       /* its own: a wait for digests dispatches nothing else */
+	uint64_t *digests;       /* the answer */
+	uint32_t digest_count;
+	bool all_zero, answered, dead;
+	uint64_t zero_digest[2]; /* of a page of zeros: small, huge */
+};
+
+/* On the thread that uses it. Takes the channel over. */
+int checker_open(struct checker *checker, struct target_shared *shared, struct channel *channel,
+		 unsigned index);
+void checker_close(struct checker *checker);
+
+/* Compares count <= 64 pages; sets the bit of each that is not what the source has. -errno: the
+ * digests could not be had, nothing is known. */
+int checker_pages(struct checker *checker, size_t region, uint64_t first, unsigned count,
+		  const uint8_t *bytes, uint64_t *wrong, struct page_counters *counters);
+
+/* Whether all of a run is zero at the source: 1, 0, -errno. */
+int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64_t count,
+		  struct page_counters *counters);
+
+/* A page was wrong. The first time it stays absent, to be fetched again: true. The second time it
+ * is taken out of circulation, and the guest blocks on it: false. */
+bool checker_suspect(struct target_shared *shared, size_t region, uint64_t page);
+
+#endif

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * A lone fault costs the thread four system calls: read() of the event (a short read says that
+ * there are no more), io_uring_enter (sends FETCH, waits for the answer), COPY, WAKE. The idle wait
+ * for the next event is a fifth, outside the latency.
+ *
+ * The thread never waits for one page: it enters the fault in the request table and goes on. When
+ * the table or the channel's queue is full, it stops reading events; the kernel keeps them.
+ *
+ * What to do about a fault follows from the page's state alone (pagemap.h). On a filling page there
+ * is nothing to do: the filler's WAKE comes after `present`, so after our look. On a present page
+ * the guest itself is the cause, and the answer is local: see install_present().
+ */
+#include "engine/target/demand.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "base/clock.h"
+#include "engine/trace.h"
+#include "fault/events.h"
+
+static void give_hint(struct demand *demand, size_t region, uint64_t page)
+{
+	struct hints *hints = &demand->shared->hints[demand->shard];
+	uint32_t head = atomic_load_explicit(&hints->head, memory_order_relaxed);
+
+	atomic_store_explicit(&hints->at[head % HINTS], (uint64_t)region << 48 | page,
+			      memory_order_relaxed);
+	atomic_store_explicit(&hints->head, head + 1, memory_order_release);
+}
+
+static void send_fetch(struct demand *demand, size_t region, uint64_t page)
+{
+	struct frame frame = {.type = FRAME_FETCH,
+			      .region = (uint16_t)region,
+			      .epoch = atomic_load(&demand->shared->session.epoch),
+			      .page_count = 1,
+			      .first_page = page};
+	uint8_t head[FRAME_BYTES];
+
+	if (demand->dead || !demand->channel)
+		return; /* the request stays: whoever reconnects asks again */
+	frame_encode(&frame, head);
+	int result = channel_send(demand->channel, head, sizeof(head), NULL, 0, 0);
+	if (result < 0 && result != -EPIPE)
+		session_lose(&demand->shared->session, "link-lost", "ask for a page: %s",
+			     strerror(-result));
+}
+
+static void handle_absent(struct demand *demand, size_t region, uint64_t page, uint64_t now)
+{
+	struct request *request;
+
+	if (requests_enter(&demand->requests, (uint16_t)region, page, now, &request) !=
+	    REQUEST_NEW) {
+		trace_fault(demand->lane, (unsigned)region, page, now, now, TRACE_JOINED);
+		return;
+	}
+	send_fetch(demand, region, page);
+	give_hint(demand, region, page);
+}
+
+static void handle_fault(struct demand *demand, const struct fault_event *event, uint64_t now)
+{
+	struct target_shared *shared = demand->shared;
+	size_t region;
+	uint64_t page;
+
+	if (!guestmem_locate(&shared->memory, event->address, &region, &page)) {
+		session_lose(&shared->session, "fault",
+			     "a page fault at an address outside of guest memory");
+		return;
+	}
+	switch (pagemap_state(&shared->map, region, page)) {
+	case PAGE_ABSENT:
+		handle_absent(demand, region, page, now);
+		break;
+	case PAGE_FILLING:
+		trace_fault(demand->lane, (unsigned)region, page, now, now, TRACE_FILLING);
+		break;
+	case PAGE_PRESENT:
+		if (install_present(&shared->install, region, page, event->minor,
+				    &demand->counters) < 0)
+			session_wake(&shared->session);
+		trace_fault(demand->lane, (unsigned)region, page, now, now,
+			    event->minor ? TRACE_MAPPED : TRACE_DISCARDED);
+		break;
+	}
+}
+
+static void read_faults(struct demand *demand)
+{
+	struct fault_event events[EVENTS_BATCH];
+
+	while (demand->readable) {
+		unsigned room = requests_room(&demand->requests);
+		if (!demand->dead && demand->channel && channel_room(demand->channel) < room)
+			room = (unsigned)channel_room(demand->channel);
+		if (room > EVENTS_BATCH)
+			room = EVENTS_BATCH;
+		if (room == 0)
+			return; /* an answer or a send that completes makes room */
+		unsigned other = 0;
+		int count = events_read(&demand->shared->install.uffds[demand->shard], events,
+					(int)room, &other);
+		if (count < 0 && count != -EAGAIN) {
+			session_lose(&demand->shared->session, "userfaultfd",
+				     "read page faults: %s", strerror(-count));
+			demand->readable = false;
+			return;
+		}
+		uint64_t now = count > 0 ? clock_ns() : 0;
+		for (int i = 0; i < count; i++)
+			handle_fault(demand, &events[i], now);
+		if (count < (int)room && other == 0)
+			demand->readable = false;
+	}
+}
+
+static void finish(struct demand *demand, struct request *request, uint64_t installed)
+{
+	struct target_shared *shared = demand->shared;
+	uint64_t now = clock_ns();
+
+	if (installed) {
+		histogram_record(&demand->latency, now - request->read_ns);
+		if (shared->demanded[request->region])
+			atomic_fetch_or_explicit(
+				&shared->demanded[request->region][request->page / 64],
+				UINT64_C(1) << (request->page % 64), memory_order_relaxed);
+	}
+	trace_fault(demand->lane, request->region, request->page, request->read_ns, now,
+		    TRACE_FETCHED);
+	trace_run(demand->lane, request->region, request->page, 1,
+		  installed ? TRACE_RUN_DEMANDED : TRACE_RUN_DUPLICATE);
+	requests_remove(&demand->requests, request);
+}
+
+/* Whether the bytes of a page may be installed. If not, it was asked for again, or is lost. */
+static bool check_page(struct demand *demand, struct request *request, const uint8_t *bytes)
+{
+	struct target_shared *shared = demand->shared;
+	uint64_t wrong = 0;
+
+	if (!shared->session.verify)
+		return true;
+	int result;
+	if (bytes) {
+		result = checker_pages(&demand->checker, request->region, request->page, 1, bytes,
+				       &wrong, &demand->counters);
+	} else {
+		result = checker_zeros(&demand->checker, request->region, request->page, 1,
+				       &demand->counters);
+		wrong = result == 0;
+	}
+	if (result < 0)
+		return false; /* the session is lost; the request stays for whoever reconnects */
+	if (!wrong)
+		return true;
+	if (checker_suspect(shared, request->region, request->page))
+		send_fetch(demand, request->region, request->page);
+	else
+		requests_remove(&demand->requests, request);
+	return false;
+}
+
+static void take_page(struct demand *demand, size_t region, uint64_t page, const uint8_t *bytes,
+		      bool hole)
+{
+	struct target_shared *shared = demand->shared;
+	struct request *request = requests_find(&demand->requests, (uint16_t)region, page);
+	uint64_t installed = 0;
+	int result;
+
+	if (!request) { /* not asked for, or answered twice */
+		counter_add(&demand->counters.duplicate, 1);
+		return;
+	}
+	if (!check_page(demand, request, bytes))
+		return;
+	if (bytes) {
+		result = install_pages(&shared->install, region, page, 1, bytes, &installed,
+				       &demand->counters);
+		counter_add(&demand->counters.demanded, installed);
+	} else {
+		result = install_zeros(&shared->install, region, page, 1, true, &installed,
+				       &demand->counters);
+		counter_add(hole ? &demand->counters.hole : &demand->counters.zero, installed);
+	}
+	finish(demand, request, installed);
+	if (result < 0)
+		session_wake(&shared->session);
+}
+
+static void take_frame(struct demand *demand, const struct frame *frame, const uint8_t *payload)
+{
+	struct target_shared *shared = demand->shared;
+	uint64_t page_bytes = shared->memory.regions[frame->region].page_bytes;
+
+	if (frame->epoch != atomic_load(&shared->session.epoch))
+		return;
+	counter_add(&demand->counters.payload_bytes, frame->payload_bytes);
+	for (uint32_t i = 0; i < frame->page_count; i++)
+		take_page(demand, frame->region, frame->first_page + i,
+			  frame->type == FRAME_DATA ? payload + i * page_bytes : NULL,
+			  frame->flags & FRAME_FLAG_HOLE);
+}
+
+static size_t refuse(struct demand *demand, size_t bytes, const char *text)
+{
+	session_lose(&demand->shared->session, "protocol", "%s: %s", channel_name(demand->channel),
+		     text);
+	demand->dead = true;
+	channel_shutdown(demand->channel);
+	return bytes;
+}
+
+static size_t demand_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct demand *demand = user;
+	const struct guestmem *memory = &demand->shared->memory;
+	size_t used = 0;
+
+	while (bytes - used >= FRAME_BYTES && !demand->dead) {
+		struct frame frame;
+		enum frame_fault fault = frame_decode(&frame, data + used);
+		if (fault != FRAME_OK)
+			return refuse(demand, bytes, frame_fault_text(fault));
+		if ((frame.type != FRAME_DATA && frame.type != FRAME_ZERO) ||
+		    frame.region >= memory->region_count || frame.page_count > REQUESTS_MAX ||
+		    !frame_in_region(&frame, memory->regions[frame.region].pages,
+				     memory->regions[frame.region].page_bytes))
+			return refuse(demand, bytes, "a frame that has no place here");
+		size_t whole = FRAME_BYTES + frame.payload_bytes;
+		if (bytes - used < whole) {
+			channel_want(demand->channel, whole - (bytes - used));
+			break;
+		}
+		take_frame(demand, &frame, data + used + FRAME_BYTES);
+		used += whole;
+	}
+	return used;
+}
+
+static void demand_closed(void *user, int error)
+{
+	struct demand *demand = user;
+
+	demand->dead = true;
+	session_lose(&demand->shared->session, "link-lost", "an urgent channel was lost: %s",
+		     error ? strerror(-error) : "closed by the peer");
+}
+
+static const struct channel_events demand_events = {.received = demand_received,
+						    .closed = demand_closed};
+
+static void demand_ready(void *user, int mask_or_error)
+{
+	struct demand *demand = user;
+
+	(void)mask_or_error; /* an error shows when the events are read */
+	demand->readable = true;
+}
+
+static void demand_end(void *user)
+{
+	struct demand *demand = user;
+
+	ring_watch_remove(&demand->watch);
+	if (demand->checker.shared)
+		checker_close(&demand->checker);
+	if (demand->check_channel)
+		channel_free(demand->check_channel);
+	if (demand->channel)
+		channel_free(demand->channel);
+	demand->channel = demand->check_channel = NULL;
+}
+
+static int demand_begin(void *user, struct ring *ring)
+{
+	struct demand *demand = user;
+	struct target_shared *shared = demand->shared;
+	size_t room = KIB(256);
+	int result = 0;
+
+	demand->ring = ring;
+	for (size_t i = 0; i < shared->memory.region_count; i++)
+		if (shared->memory.regions[i].page_bytes * 2 > room)
+			room = shared->memory.regions[i].page_bytes * 2;
+	demand->watch = (struct ring_watch){.ready = demand_ready,
+					    .user = demand,
+					    .fd = shared->install.uffds[demand->shard].fd};
+	if (demand->check_channel) {
+		result = checker_open(&demand->checker, shared, demand->check_channel,
+				      demand->shard);
+		demand->check_channel = NULL;
+	}
+	if (result == 0 && demand->channel)
+		result = channel_bind(demand->channel, ring, &demand_events, demand, room);
+	if (result == 0 && demand->channel)
+		result = preamble_send(demand->channel, &shared->session, ATTACH_URGENT,
+				       demand->shard);
+	if (result == 0)
+		result = ring_watch_add(ring, &demand->watch);
+	demand->readable = true; /* faults may have come before the watch */
+	if (result < 0)
+		demand_end(demand);
+	return result;
+}
+
+static int64_t demand_pump(void *user)
+{
+	read_faults(user);
+	return -1;
+}
+
+static const struct worker_ops demand_ops = {
+	.begin = demand_begin, .pump = demand_pump, .end = demand_end};
+
+int demand_start(struct demand *demand, struct target_shared *shared, unsigned shard,
+		 struct channel *channel, struct channel *check_channel)
+{
+	char name[16];
+
+	memset(demand, 0, sizeof(*demand));
+	demand->shared = shared;
+	demand->shard = shard;
+	demand->channel = channel;
+	demand->check_channel = check_channel;
+	snprintf(name, sizeof(name), "jaunt-fault-%u", shard);
+	demand->lane = trace_lane(shared->trace, name);
+	return worker_start(&demand->worker, name, WORKER_URGENT, &demand_ops, demand);
+}
+
+void demand_stop(struct demand *demand)
+{
+	worker_stop(&demand->worker);
+}

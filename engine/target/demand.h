@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A fault thread: reads the faults of its shard, asks for absent pages on its urgent channel,
+ * installs what comes back. Several faults are in flight at once, always.
+ */
+#ifndef ENGINE_TARGET_DEMAND_H
+#define ENGINE_TARGET_DEMAND_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "engine/histogram.h"
+#include "engine/stats.h"
+#include "engine/target/checker.h"
+#include "engine/target/requests.h"
+#include "engine/target/shared.h"
+#include "engine/worker.h"
+
+struct trace_lane;
+
+struct demand {
+	struct worker worker;
+	struct target_shared *shared;
+	unsigned shard;
+	struct channel *channel;       /* owned; urgent; NULL until attached */
+	struct channel *check_channel; /* owned until the checker has it; NULL without verify */
+	/* Its thread's own from here on, but for counters and latency, which anyone may read. */
+	struct ring *ring;
+	struct ring_watch watch;
+	struct trace_lane *lane;
+	struct checker checker;
+	struct requests requests;
+	bool readable; /* the userfaultfd has, or may have, more events */
+	bool dead;     /* the channel is gone: faults on absent pages are entered and wait */
+	struct page_counters counters;
+	struct histogram latency; /* event read → made visible */
+};
+
+/* Starts serving. The channels may be NULL only in tests. 0 or -errno; on an error the channels are
+ * freed. */
+int demand_start(struct demand *demand, struct target_shared *shared, unsigned shard,
+		 struct channel *channel, struct channel *check_channel);
+void demand_stop(struct demand *demand);
+
+#endif

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * The prefetcher gives out blocks of 2 MiB. Of each, the absent runs are asked for with one GRANT a
+ * run, all in one message; the source answers each with DATA and ZERO frames and a GRANT END, in
+ * order. Whatever is still absent then is simply absent: the prefetcher will offer it again.
+ * Nothing is remembered of what was sent; the page map decides.
+ *
+ * Pages are installed from the channel's receive buffer as soon as a run that one ioctl covers is
+ * there, so that the copy into the guest finds the bytes in the cache.
+ *
+ * So many blocks are kept outstanding that the link stays busy over its round trip: twice the
+ * product of the rate achieved and the shortest time from asking to the first answer of an idle
+ * stream.
+ */
+#include "engine/target/fill.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bits.h"
+#include "base/clock.h"
+#include "engine/trace.h"
+
+/* Asking again after there was nothing to ask for: only blocks that lost pages come back. */
+#define IDLE_NS   50000000
+#define RATE_NS   50000000u
+#define COOKIE(i) ((uint64_t)(i) + 1)
+
+static size_t refuse(struct fill *fill, size_t bytes, const char *text)
+{
+	session_lose(&fill->shared->session, "protocol", "%s: %s", channel_name(fill->channel),
+		     text);
+	fill->dead = true;
+	channel_shutdown(fill->channel);
+	return bytes;
+}
+
+/* --- Asking -------------------------------------------------------------------------------------
+ */
+
+static void drain_hints(struct target_shared *shared)
+{
+	for (unsigned i = 0; i < shared->hint_count; i++) {
+		struct hints *hints = &shared->hints[i];
+		uint32_t head = atomic_load_explicit(&hints->head, memory_order_acquire);
+		if (head - hints->read > HINTS)
+			hints->read = head - HINTS;
+		for (; hints->read != head; hints->read++) {
+			uint64_t at = atomic_load_explicit(&hints->at[hints->read % HINTS],
+							   memory_order_relaxed);
+			size_t region = at >> 48;
+			uint64_t page = at & ((UINT64_C(1) << 48) - 1);
+			prefetch_fault(&shared->prefetch, region, page);
+		}
+	}
+}
+
+static struct fill_block *free_block(struct fill *fill, unsigned *index)
+{
+	for (unsigned i = 0; i < fill->window; i++) {
+		if (fill->blocks[i] && (fill->blocks[i]->used || fill->blocks[i]->sending))
+			continue;
+		if (!fill->blocks[i])
+			fill->blocks[i] = calloc(1, sizeof(struct fill_block));
+		*index = i;
+		return fill->blocks[i];
+	}
+	return NULL;
+}
+
+/* Lists the absent runs of a block and encodes a GRANT for each. */
+static void list_runs(struct fill *fill, struct fill_block *block)
+{
+	struct target_shared *shared = fill->shared;
+	uint64_t at = block->block.first, end = at + block->block.count;
+	uint64_t first, count;
+
+	block->runs = 0;
+	while (block->runs < FILL_BLOCK_RUNS &&
+	       pagemap_find_absent(&shared->map, block->block.region, at, end, &first, &count)) {
+		struct frame frame = {.type = FRAME_GRANT,
+				      .region = (uint16_t)block->block.region,
+				      .epoch = atomic_load(&shared->session.epoch),
+				      .page_count = (uint32_t)count,
+				      .first_page = first};
+		if (first + count <= atomic_load(&shared->told[block->block.region]))
+			frame.flags = FRAME_FLAG_TOLD;
+		frame_encode(&frame, block->grants + block->runs * FRAME_BYTES);
+		block->range[block->runs].first = first;
+		block->range[block->runs].count = count;
+		block->runs++;
+		at = first + count;
+	}
+}
+
+static void return_block(struct fill *fill, struct fill_block *block)
+{
+	pthread_mutex_lock(&fill->shared->prefetch_mutex);
+	prefetch_return(&fill->shared->prefetch, &block->block);
+	pthread_mutex_unlock(&fill->shared->prefetch_mutex);
+	block->used = false;
+}
+
+static bool ask_for_block(struct fill *fill)
+{
+	struct target_shared *shared = fill->shared;
+	unsigned index;
+	struct fill_block *block = free_block(fill, &index);
+
+	if (!block)
+		return false;
+	pthread_mutex_lock(&shared->prefetch_mutex);
+	drain_hints(shared);
+	bool found = prefetch_next(&shared->prefetch, &block->block);
+	pthread_mutex_unlock(&shared->prefetch_mutex);
+	if (!found)
+		return false;
+	block->used = true;
+	list_runs(fill, block);
+	if (block->runs == 0) { /* filled in between */
+		return_block(fill, block);
+		return true;
+	}
+	if (channel_send(fill->channel, NULL, 0, block->grants, block->runs * FRAME_BYTES,
+			 COOKIE(index)) < 0) {
+		return_block(fill, block);
+		return false;
+	}
+	block->sending = true;
+	block->next_end = 0;
+	if (fill->order_count == 0)
+		fill->granted_ns = clock_ns();
+	fill->order[(fill->order_head + fill->order_count++) % FILL_BLOCKS_MAX] = index;
+	trace_grant(fill->lane, (unsigned)block->block.region, block->block.first,
+		    block->block.count, fill->index);
+	return true;
+}
+
+static void fill_sent(void *user, uint64_t cookie)
+{
+	struct fill *fill = user;
+
+	if (cookie)
+		fill->blocks[cookie - 1]->sending = false;
+}
+
+/* --- Receiving ----------------------------------------------------------------------------------
+ */
+
+static void measure(struct fill *fill, uint64_t bytes)
+{
+	uint64_t now = clock_ns();
+
+	if (fill->granted_ns) { /* the first answer after idling */
+		uint64_t took = now - fill->granted_ns;
+		if (!fill->round_trip_ns || took < fill->round_trip_ns)
+			fill->round_trip_ns = took;
+		fill->granted_ns = 0;
+		fill->rate_from_ns = now;
+		fill->rate_bytes = 0;
+	}
+	fill->rate_bytes += bytes;
+	if (now - fill->rate_from_ns < RATE_NS)
+		return;
+	double rate = (double)fill->rate_bytes / (double)(now - fill->rate_from_ns);
+	double blocks = 2 * rate * (double)fill->round_trip_ns / (double)PREFETCH_BLOCK_BYTES;
+	unsigned window =
+		FILL_BLOCKS_MIN + (unsigned)(blocks < FILL_BLOCKS_MAX ? blocks : FILL_BLOCKS_MAX);
+	fill->window = window < FILL_BLOCKS_MAX ? window : FILL_BLOCKS_MAX;
+	fill->rate_from_ns = now;
+	fill->rate_bytes = 0;
+}
+
+static void install_run(struct fill *fill, uint64_t first, uint64_t count, const uint8_t *bytes)
+{
+	uint64_t installed = 0;
+
+	if (!count)
+		return;
+	if (install_pages(&fill->shared->install, fill->frame.region, first, count, bytes,
+			  &installed, &fill->counters) < 0)
+		session_wake(&fill->shared->session);
+	counter_add(&fill->counters.pushed, installed);
+	trace_run(fill->lane, fill->frame.region, first, count, TRACE_RUN_PUSHED);
+}
+
+static void take_pages(struct fill *fill, uint64_t first, unsigned count, const uint8_t *bytes)
+{
+	struct target_shared *shared = fill->shared;
+	uint64_t page_bytes = shared->memory.regions[fill->frame.region].page_bytes;
+	uint64_t wrong = 0;
+
+	counter_add(&fill->counters.payload_bytes, count * page_bytes);
+	measure(fill, count * page_bytes);
+	if (fill->frame.epoch != atomic_load(&shared->session.epoch))
+		return;
+	if (shared->session.verify && checker_pages(&fill->checker, fill->frame.region, first,
+						    count, bytes, &wrong, &fill->counters) < 0)
+		return;
+	uint64_t right = bits_mask(0, count) & ~wrong;
+	for (struct bits_run run = bits_take_run(&right); run.count; run = bits_take_run(&right))
+		install_run(fill, first + run.first, run.count, bytes + run.first * page_bytes);
+	for (; wrong; wrong &= wrong - 1)
+		checker_suspect(shared, fill->frame.region,
+				first + (unsigned)__builtin_ctzll(wrong));
+}
+
+static void take_zeros(struct fill *fill, const struct frame *frame)
+{
+	struct target_shared *shared = fill->shared;
+	uint64_t installed = 0;
+
+	if (frame->epoch != atomic_load(&shared->session.epoch))
+		return;
+	/* What is not zero at the source after all stays absent, and is asked for again. */
+	if (shared->session.verify &&
+	    checker_zeros(&fill->checker, frame->region, frame->first_page, frame->page_count,
+			  &fill->counters) <= 0)
+		return;
+	if (install_zeros(&shared->install, frame->region, frame->first_page, frame->page_count,
+			  false, &installed, &fill->counters) < 0)
+		session_wake(&shared->session);
+	counter_add(frame->flags & FRAME_FLAG_HOLE ? &fill->counters.hole : &fill->counters.zero,
+		    installed);
+	measure(fill, 0);
+}
+
+static bool end_grant(struct fill *fill, const struct frame *frame)
+{
+	if (fill->order_count == 0)
+		return false;
+	struct fill_block *block = fill->blocks[fill->order[fill->order_head]];
+	if (block->block.region != frame->region ||
+	    block->range[block->next_end].first != frame->first_page ||
+	    block->range[block->next_end].count != frame->page_count)
+		return false;
+	if (++block->next_end < block->runs)
+		return true;
+	return_block(fill, block);
+	fill->order_head = (fill->order_head + 1) % FILL_BLOCKS_MAX;
+	fill->order_count--;
+	return true;
+}
+
+static const char *take_frame(struct fill *fill, const struct frame *frame)
+{
+	struct target_shared *shared = fill->shared;
+
+	if (frame->region >= shared->memory.region_count)
+		return "a frame for a memory region that the VM does not have";
+	const struct guest_region *region = &shared->memory.regions[frame->region];
+	if (frame->type == FRAME_TOLD) {
+		if (frame->first_page > region->pages)
+			return "holes told beyond the end of a memory region";
+		if (frame->epoch == atomic_load(&shared->session.epoch) &&
+		    frame->first_page > atomic_load(&shared->told[frame->region]))
+			atomic_store(&shared->told[frame->region], frame->first_page);
+		return NULL;
+	}
+	if (!frame_in_region(frame, region->pages, region->page_bytes))
+		return "a frame for pages beyond the end of a memory region";
+	switch (frame->type) {
+	case FRAME_DATA:
+		fill->left = frame->page_count;
+		return NULL;
+	case FRAME_ZERO:
+		take_zeros(fill, frame);
+		return NULL;
+	case FRAME_GRANT_END:
+		return end_grant(fill, frame) ? NULL : "the end of a grant that was never made";
+	default:
+		return "a frame that has no place here";
+	}
+}
+
+static size_t fill_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct fill *fill = user;
+	size_t used = 0;
+
+	while (!fill->dead) {
+		if (fill->left) {
+			const struct guest_region *region =
+				&fill->shared->memory.regions[fill->frame.region];
+			uint64_t first =
+				fill->frame.first_page + fill->frame.page_count - fill->left;
+			/* As many as one ioctl covers, up to a boundary of such runs. */
+			unsigned unit =
+				region->hugetlb
+					? 1
+					: INSTALL_RUN_PAGES - (unsigned)(first % INSTALL_RUN_PAGES);
+			if (unit > fill->left)
+				unit = fill->left;
+			if (bytes - used < unit * region->page_bytes) {
+				channel_want(fill->channel,
+					     fill->left * region->page_bytes - (bytes - used));
+				break;
+			}
+			take_pages(fill, first, unit, data + used);
+			used += unit * region->page_bytes;
+			fill->left -= unit;
+			continue;
+		}
+		if (bytes - used < FRAME_BYTES)
+			break;
+		enum frame_fault fault = frame_decode(&fill->frame, data + used);
+		if (fault != FRAME_OK)
+			return refuse(fill, bytes, frame_fault_text(fault));
+		const char *wrong = take_frame(fill, &fill->frame);
+		if (wrong)
+			return refuse(fill, bytes, wrong);
+		used += FRAME_BYTES;
+	}
+	return used;
+}
+
+static void fill_closed(void *user, int error)
+{
+	struct fill *fill = user;
+
+	fill->dead = true;
+	session_lose(&fill->shared->session, "link-lost", "a stream was lost: %s",
+		     error ? strerror(-error) : "closed by the peer");
+}
+
+static const struct channel_events fill_events = {
+	.received = fill_received, .sent = fill_sent, .closed = fill_closed};
+
+/* --- The thread ---------------------------------------------------------------------------------
+ */
+
+static void fill_end(void *user)
+{
+	struct fill *fill = user;
+
+	if (fill->checker.shared)
+		checker_close(&fill->checker);
+	if (fill->check_channel)
+		channel_free(fill->check_channel);
+	if (fill->channel)
+		channel_free(fill->channel);
+	fill->channel = fill->check_channel = NULL;
+	for (unsigned i = 0; i < FILL_BLOCKS_MAX; i++) {
+		free(fill->blocks[i]);
+		fill->blocks[i] = NULL;
+	}
+}
+
+static int fill_begin(void *user, struct ring *ring)
+{
+	struct fill *fill = user;
+	struct target_shared *shared = fill->shared;
+	size_t room = KIB(512);
+	int result = 0;
+
+	fill->ring = ring;
+	for (size_t i = 0; i < shared->memory.region_count; i++)
+		if (shared->memory.regions[i].page_bytes * 2 > room)
+			room = shared->memory.regions[i].page_bytes * 2;
+	if (fill->check_channel) {
+		result = checker_open(&fill->checker, shared, fill->check_channel,
+				      shared->hint_count + fill->index);
+		fill->check_channel = NULL;
+	}
+	if (result == 0)
+		result = channel_bind(fill->channel, ring, &fill_events, fill, room);
+	if (result == 0)
+		result = preamble_send(fill->channel, &shared->session, ATTACH_STREAM, fill->index);
+	if (result < 0)
+		fill_end(fill);
+	return result;
+}
+
+static int64_t fill_pump(void *user)
+{
+	struct fill *fill = user;
+	struct target_shared *shared = fill->shared;
+
+	if (fill->dead || !atomic_load(&shared->granting) || !atomic_load(&shared->push))
+		return -1;
+	while (fill->order_count < fill->window && channel_room(fill->channel))
+		if (!ask_for_block(fill))
+			break;
+	return fill->order_count || !pagemap_missing(&shared->map) ? -1 : IDLE_NS;
+}
+
+static const struct worker_ops fill_ops = {.begin = fill_begin, .pump = fill_pump, .end = fill_end};
+
+int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
+	       struct channel *channel, struct channel *check_channel)
+{
+	char name[16];
+
+	memset(fill, 0, sizeof(*fill));
+	fill->shared = shared;
+	fill->index = index;
+	fill->channel = channel;
+	fill->check_channel = check_channel;
+	fill->window = FILL_BLOCKS_MIN;
+	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
+	fill->lane = trace_lane(shared->trace, name);
+	return worker_start(&fill->worker, name, WORKER_BULK, &fill_ops, fill);
+}
+
+void fill_stop(struct fill *fill)
+{
+	worker_stop(&fill->worker);
+}

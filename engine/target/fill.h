@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A stream thread of the target: asks for ranges (GRANT) in the order the prefetcher says, and
+ * installs what the source streams, and the holes it tells of.
+ */
+#ifndef ENGINE_TARGET_FILL_H
+#define ENGINE_TARGET_FILL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/stats.h"
+#include "engine/target/checker.h"
+#include "engine/target/shared.h"
+#include "engine/worker.h"
+
+struct trace_lane;
+
+#define FILL_BLOCKS_MAX 128u /* blocks asked for and not answered, per stream */
+#define FILL_BLOCKS_MIN 2u
+#define FILL_BLOCK_RUNS 256u /* absent runs in one block: every other page of 512 */
+
+struct fill_block {
+	struct prefetch_block block;
+	unsigned runs;     /* grants not yet ended */
+	unsigned next_end; /* index of the grant that ends next */
+	bool sending;      /* `grants` belongs to the channel */
+	bool used;
+	struct {
+		uint64_t first, count;
+	} range[FILL_BLOCK_RUNS];
+	uint8_t grants[FILL_BLOCK_RUNS * FRAME_BYTES];
+};
+
+struct fill {
+	struct worker worker;
+	struct target_shared *shared;
+	unsigned index;
+	struct channel *channel;       /* owned */
+	struct channel *check_channel; /* owned until the checker has it */
+	/* Its thread's own from here on, but for the counters. */
+	struct ring *ring;
+	struct trace_lane *lane;
+	struct checker checker;
+	struct fill_block *blocks[FILL_BLOCKS_MAX]; /* allocated when first used */
+	unsigned order[FILL_BLOCKS_MAX]; /* ring of the blocks that are out, oldest first */
+	unsigned order_head, order_count;
+	unsigned window;    /* blocks to keep out */
+	struct frame frame; /* being received; payload left: `left` pages */
+	uint32_t left;
+	bool dead;
+	uint64_t granted_ns,
+		granted_bytes;             /* when the oldest of an idle stream's grants went out */
+	uint64_t round_trip_ns;            /* shortest seen from GRANT to its end, idle stream */
+	uint64_t rate_from_ns, rate_bytes; /* of the current measurement of the rate */
+	struct page_counters counters;
+};
+
+int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
+	       struct channel *channel, struct channel *check_channel);
+void fill_stop(struct fill *fill);
+
+#endif

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/target/gate.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+static void turn_away(struct gate_visitor *visitor, const char *why)
+{
+	snprintf(visitor->gate->turned_away, sizeof(visitor->gate->turned_away), "%.100s: %s",
+		 channel_name(visitor->channel), why);
+	visitor->gate->turned_away_count++;
+	visitor->refused = true;
+}
+
+static size_t gate_received(void *user, const uint8_t *data, size_t bytes)
+{
+	struct gate_visitor *visitor = user;
+	const char *why;
+
+	if (visitor->arrived || visitor->refused)
+		return visitor->refused ? bytes : 0;
+	/* Whoever speaks another protocol shows it in the first bytes, and may send few. */
+	if (bytes >= 2 && (data[0] | data[1] << 8) != FRAME_MAGIC) {
+		turn_away(visitor, frame_fault_text(FRAME_BAD_MAGIC));
+		return bytes;
+	}
+	if (bytes < PREAMBLE_BYTES)
+		return 0;
+	if (!preamble_parse(data, &visitor->attach, &why)) {
+		turn_away(visitor, why);
+		return bytes;
+	}
+	visitor->arrived = true;
+	return PREAMBLE_BYTES;
+}
+
+static void gate_closed(void *user, int error)
+{
+	struct gate_visitor *visitor = user;
+
+	(void)error;
+	if (!visitor->refused)
+		turn_away(visitor, "it closed the connection before saying what it wants");
+	visitor->arrived = false;
+}
+
+static const struct channel_events gate_events = {.received = gate_received, .closed = gate_closed};
+
+static void gate_accepted(void *user, struct channel *channel, int error)
+{
+	struct gate *gate = user;
+
+	if (!channel) {
+		snprintf(gate->turned_away, sizeof(gate->turned_away), "accept a connection: %s",
+			 strerror(-error));
+		return;
+	}
+	for (unsigned i = 0; i < GATE_PENDING_MAX; i++) {
+		struct gate_visitor *visitor = &gate->visitors[i];
+		if (visitor->channel)
+			continue;
+		*visitor = (struct gate_visitor){
+			.gate = gate,
+			.channel = channel,
+			.deadline_ns = clock_ns() + (uint64_t)gate->timeout_ms * 1000000u};
+		/* The buffer holds just the preamble, so nothing behind it can get lost here. */
+		if (channel_bind(channel, gate->ring, &gate_events, visitor, PREAMBLE_BYTES) < 0)
+			visitor->refused = true;
+		return;
+	}
+	channel_free(channel); /* too many at the door */
+}
+
+int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms)
+{
+	memset(gate, 0, sizeof(*gate));
+	gate->listener = listener;
+	gate->ring = ring;
+	gate->timeout_ms = timeout_ms;
+	return listener_bind(listener, ring, gate_accepted, gate);
+}
+
+void gate_close(struct gate *gate)
+{
+	if (!gate->listener)
+		return;
+	listener_unbind(gate->listener);
+	for (unsigned i = 0; i < GATE_PENDING_MAX; i++)
+		if (gate->visitors[i].channel)
+			channel_free(gate->visitors[i].channel);
+	memset(gate, 0, sizeof(*gate));
+}
+
+bool gate_take(struct gate *gate, struct channel **channel, struct attach *attach)
+{
+	uint64_t now = clock_ns();
+
+	for (unsigned i = 0; i < GATE_PENDING_MAX; i++) {
+		struct gate_visitor *visitor = &gate->visitors[i];
+		if (!visitor->channel)
+			continue;
+		if (!visitor->refused && !visitor->arrived && now > visitor->deadline_ns)
+			turn_away(visitor, "it said nothing in time");
+		if (visitor->refused) {
+			channel_free(visitor->channel);
+			visitor->channel = NULL;
+		} else if (visitor->arrived) {
+			channel_unbind(visitor->channel);
+			*channel = visitor->channel;
+			*attach = visitor->attach;
+			visitor->channel = NULL;
+			return true;
+		}
+	}
+	return false;
+}
+
+uint64_t gate_deadline_ns(const struct gate *gate)
+{
+	uint64_t deadline = UINT64_MAX;
+
+	for (unsigned i = 0; i < GATE_PENDING_MAX; i++)
+		if (gate->visitors[i].channel && gate->visitors[i].deadline_ns < deadline)
+			deadline = gate->visitors[i].deadline_ns;
+	return deadline;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The target's door: accepts connections and reads the 96 bytes that begin each, without letting a
+ * silent or senseless one hold up the others. What proves to belong to us is handed on, unbound.
+ */
+#ifndef ENGINE_TARGET_GATE_H
+#define ENGINE_TARGET_GATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/session.h"
+
+#define GATE_PENDING_MAX 128u
+
+struct gate;
+
+struct gate_visitor {
+	struct gate *gate;
+	struct channel *channel; /* owned; NULL: free slot */
+	uint64_t deadline_ns;
+	struct attach attach;
+	bool arrived; /* the preamble is there and makes sense */
+	bool refused; /* to be freed outside of its own callback */
+};
+
+struct gate {
+	struct listener *listener; /* not owned */
+	struct ring *ring;
+	uint32_t timeout_ms;
+	struct gate_visitor visitors[GATE_PENDING_MAX];
+	/* Why the last visitor was turned away; empty: none was. */
+	char turned_away[256];
+	uint64_t turned_away_count;
+};
+
+int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms);
+void gate_close(struct gate *gate);
+
+/* Call after every wait on the ring: lets go of who is too late. Takes one visitor whose preamble
+ * is complete: true, and the caller owns the unbound channel. */
+bool gate_take(struct gate *gate, struct channel **channel, struct attach *attach);
+
+/* When gate_take() should be called at the latest (CLOCK_MONOTONIC), UINT64_MAX: no hurry. */
+uint64_t gate_deadline_ns(const struct gate *gate);
+
+#endif

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * Pages arrive in a hot staging buffer (the channel's receive buffer) and are claimed only now that
+ * their bytes are there. Where the file cannot hold an older copy (`in_file` clear) COPY puts the
+ * bytes into a fresh page and maps it in one go. Where it may, the bytes are written over the old
+ * copy in the file, which the guest cannot see, and CONTINUE maps the page. errno cannot tell the
+ * two cases apart (COPY says EEXIST to both a mapped page and one that is only in the file), hence
+ * the flag.
+ *
+ * After a page is visible, `present` is set and then the range is woken: COPY and CONTINUE wake
+ * their waiters themselves, but a guest that gives the page back and touches it again before
+ * `present` is set would find it "filling" and wait for a wake-up that had already happened.
+ *
+ * EEXIST on a page that we hold the claim of means that somebody mapped it behind our back; what
+ * the guest sees there is unknown. The claim is kept, `present` is never set, and the migration is
+ * `broken`: better a blocked guest than a corrupt one.
+ */
+#include "engine/target/install.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/bits.h"
+
+int install_open(struct install *install, struct guestmem *memory, struct pagemap *map)
+{
+	memset(install, 0, sizeof(*install));
+	install->memory = memory;
+	install->map = map;
+	for (unsigned i = 0; i < INSTALL_SHARDS_MAX; i++)
+		install->uffds[i].fd = -1;
+	uint64_t largest = 0;
+	for (size_t i = 0; i < memory->region_count; i++) {
+		const struct guest_region *region = &memory->regions[i];
+		uint64_t chunks =
+			round_up(region->pages * region->page_bytes, INSTALL_CHUNK_BYTES) /
+			INSTALL_CHUNK_BYTES;
+		void *bits = mmap(NULL, round_up(chunks, 64) / 8, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (bits == MAP_FAILED) {
+			install_close(install);
+			return -ENOMEM;
+		}
+		install->in_file[i] = bits;
+		if (region->hugetlb && region->page_bytes > largest)
+			largest = region->page_bytes;
+	}
+	if (largest) {
+		/* Never written, so all of it is the kernel's one page of zeros. */
+		install->zero_page = mmap(NULL, largest, PROT_READ,
+					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (install->zero_page == MAP_FAILED) {
+			install->zero_page = NULL;
+			install_close(install);
+			return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
+void install_close(struct install *install)
+{
+	if (!install->memory)
+		return;
+	uint64_t largest = 0;
+	for (size_t i = 0; i < install->memory->region_count; i++) {
+		const struct guest_region *region = &install->memory->regions[i];
+		uint64_t chunks =
+			round_up(region->pages * region->page_bytes, INSTALL_CHUNK_BYTES) /
+			INSTALL_CHUNK_BYTES;
+		if (install->in_file[i])
+			munmap((void *)install->in_file[i], round_up(chunks, 64) / 8);
+		if (region->hugetlb && region->page_bytes > largest)
+			largest = region->page_bytes;
+	}
+	if (install->zero_page)
+		munmap(install->zero_page, largest);
+	for (unsigned i = 0; i < install->shards; i++)
+		uffd_close(&install->uffds[i]);
+	memset(install, 0, sizeof(*install));
+}
+
+static const struct uffd *uffd_of(const struct install *install, const struct guest_region *region,
+				  uint64_t page)
+{
+	return &install->uffds[install_shard(install, region, page)];
+}
+
+void install_mark_in_file(struct install *install, size_t region, uint64_t first, uint64_t count)
+{
+	uint64_t page = install->memory->regions[region].page_bytes;
+	uint64_t from = first * page / INSTALL_CHUNK_BYTES;
+	uint64_t to = ((first + count) * page - 1) / INSTALL_CHUNK_BYTES;
+
+	for (uint64_t chunk = from; chunk <= to; chunk++)
+		atomic_fetch_or(&install->in_file[region][chunk / 64], UINT64_C(1) << (chunk % 64));
+}
+
+static bool is_in_file(const struct install *install, size_t region, uint64_t page)
+{
+	uint64_t chunk = page * install->memory->regions[region].page_bytes / INSTALL_CHUNK_BYTES;
+	return atomic_load(&install->in_file[region][chunk / 64]) >> (chunk % 64) & 1;
+}
+
+static int give_up(struct install *install, int error)
+{
+	atomic_store(&install->broken_errno, error);
+	atomic_store(&install->broken, true);
+	return error;
+}
+
+/* What to do about an answer that is not progress: 0 try again, else the error to give up with. */
+static int reconsider(struct install *install, int error)
+{
+	static const struct timespec pause = {.tv_nsec = 10000000};
+
+	switch (error) {
+	case -EAGAIN:
+		/* The mappings are changing. No event that we would have to read causes it, since
+		 * none but page faults were asked for. */
+		sched_yield();
+		return atomic_load(&install->stop) ? -ECANCELED : 0;
+	case -ENOMEM:
+	case -ENOSPC:
+		/* The bytes are here and the claim is ours: keep both until there is room. */
+		if (atomic_load(&install->stop))
+			return -ECANCELED;
+		atomic_fetch_add(&install->no_memory, 1);
+		nanosleep(&pause, NULL);
+		atomic_fetch_sub(&install->no_memory, 1);
+		return 0;
+	default:
+		return error;
+	}
+}
+
+/* Zeros into pages whose claim the caller holds, or that the guest gave back. */
+static int place_zeros(struct install *install, const struct guest_region *region, uint64_t first,
+		       uint64_t count)
+{
+	uint64_t address = guestmem_vm_address(region, first);
+	uint64_t left = count * region->page_bytes;
+	const struct uffd *uffd = uffd_of(install, region, first);
+
+	while (left) {
+		uint64_t unit = region->hugetlb ? region->page_bytes : left;
+		int64_t done = region->hugetlb ? uffd_copy(uffd, address, install->zero_page, unit,
+							   UFFD_WAKE)
+					       : uffd_zeropage(uffd, address, unit, UFFD_WAKE);
+		if (done > 0) {
+			address += (uint64_t)done;
+			left -= (uint64_t)done;
+			continue;
+		}
+		int result = reconsider(install, (int)done);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int place_by_copy(struct install *install, const struct guest_region *region, uint64_t first,
+			 uint64_t count, const uint8_t *bytes)
+{
+	uint64_t address = guestmem_vm_address(region, first);
+	uint64_t left = count * region->page_bytes;
+	const struct uffd *uffd = uffd_of(install, region, first);
+
+	while (left) {
+		int64_t done = uffd_copy(uffd, address, bytes, left, UFFD_WAKE);
+		if (done > 0) {
+			address += (uint64_t)done;
+			bytes += done;
+			left -= (uint64_t)done;
+			continue;
+		}
+		int result = reconsider(install, (int)done);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int write_file(struct install *install, const struct guest_region *region, uint64_t first,
+		      uint64_t count, const uint8_t *bytes)
+{
+	uint64_t left = count * region->page_bytes;
+	uint64_t offset = region->fd_offset + first * region->page_bytes;
+
+	if (region->hugetlb) { /* has no write() */
+		memcpy(region->view + first * region->page_bytes, bytes, left);
+		return 0;
+	}
+	while (left) {
+		ssize_t done = pwrite(region->fd, bytes, left, (off_t)offset);
+		if (done > 0) {
+			bytes += done;
+			offset += (uint64_t)done;
+			left -= (uint64_t)done;
+			continue;
+		}
+		if (done < 0 && errno == EINTR)
+			continue;
+		int result = reconsider(install, done < 0 ? -errno : -EIO);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int place_by_write(struct install *install, const struct guest_region *region,
+			  uint64_t first, uint64_t count, const uint8_t *bytes)
+{
+	int result = write_file(install, region, first, count, bytes);
+	if (result < 0)
+		return result;
+
+	uint64_t address = guestmem_vm_address(region, first);
+	uint64_t left = count * region->page_bytes;
+	const struct uffd *uffd = uffd_of(install, region, first);
+	while (left) {
+		int64_t done = uffd_continue(uffd, address, left, UFFD_WAKE);
+		if (done == -EFAULT) {
+			/* The guest gave the page back between write and CONTINUE: zeros, by its
+			 * own wish. */
+			result = place_zeros(install, region,
+					     first + count - left / region->page_bytes, 1);
+			if (result < 0)
+				return result;
+			done = (int64_t)region->page_bytes;
+		}
+		if (done > 0) {
+			address += (uint64_t)done;
+			left -= (uint64_t)done;
+			continue;
+		}
+		result = reconsider(install, (int)done);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static void set_present(struct install *install, size_t region, uint64_t word, uint64_t mask)
+{
+	if (pagemap_set_present(install->map, region, word, mask) == 0 && install->complete)
+		install->complete(install->user);
+}
+
+static void wake(struct install *install, const struct guest_region *region, uint64_t first,
+		 uint64_t count)
+{
+	uint64_t address = guestmem_vm_address(region, first);
+	uffd_wake(uffd_of(install, region, first), address, count * region->page_bytes);
+}
+
+/* The largest step from `first` that stays within one word of the map, one ioctl, one shard. */
+static unsigned step_from(const struct guest_region *region, uint64_t first, uint64_t count)
+{
+	if (region->hugetlb)
+		return 1;
+	uint64_t step = INSTALL_RUN_PAGES - first % INSTALL_RUN_PAGES;
+	return (unsigned)(step < count ? step : count);
+}
+
+int install_pages(struct install *install, size_t region_index, uint64_t first, uint64_t count,
+		  const uint8_t *bytes, uint64_t *installed, struct page_counters *counters)
+{
+	const struct guest_region *region = &install->memory->regions[region_index];
+	int outcome = 0;
+
+	while (count) {
+		unsigned step = step_from(region, first, count);
+		uint64_t word = first / 64;
+		uint64_t mask = bits_mask((unsigned)(first % 64), step);
+		uint64_t won = pagemap_claim(install->map, region_index, word, mask);
+		uint64_t rest = won;
+
+		counter_add(&counters->duplicate, (uint64_t)__builtin_popcountll(mask & ~won));
+		for (struct bits_run run = bits_take_run(&rest); run.count;
+		     run = bits_take_run(&rest)) {
+			uint64_t page = word * 64 + run.first;
+			const uint8_t *from = bytes + (page - first) * region->page_bytes;
+			int result =
+				is_in_file(install, region_index, page)
+					? place_by_write(install, region, page, run.count, from)
+					: place_by_copy(install, region, page, run.count, from);
+			if (result < 0) {
+				if (result == -EEXIST)
+					counter_add(&counters->conflicts, 1);
+				outcome = give_up(install, result);
+				continue;
+			}
+			*installed += run.count;
+			set_present(install, region_index, word, bits_mask(run.first, run.count));
+		}
+		/* Also when everything was dropped: whoever waits for the reply that we drop must
+		 * look again. */
+		wake(install, region, first, step);
+		first += step;
+		count -= step;
+		bytes += step * region->page_bytes;
+	}
+	return outcome;
+}
+
+/* Makes what the file holds of the run disappear; nothing to do where it cannot hold any. */
+static int empty_file(struct install *install, size_t region, uint64_t word, uint64_t won)
+{
+	uint64_t rest = won;
+
+	for (struct bits_run run = bits_take_run(&rest); run.count; run = bits_take_run(&rest)) {
+		uint64_t page = word * 64 + run.first;
+		if (!is_in_file(install, region, page))
+			continue;
+		int result = guestmem_punch(&install->memory->regions[region], page, run.count);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int place_zero_run_now(struct install *install, const struct guest_region *region,
+			      uint64_t word, uint64_t won)
+{
+	for (struct bits_run run = bits_take_run(&won); run.count; run = bits_take_run(&won)) {
+		int result = place_zeros(install, region, word * 64 + run.first, run.count);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+int install_zeros(struct install *install, size_t region_index, uint64_t first, uint64_t count,
+		  bool now, uint64_t *installed, struct page_counters *counters)
+{
+	const struct guest_region *region = &install->memory->regions[region_index];
+	/* Waiters are woken once per piece; a piece stays within one GiB and so within one shard.
+	 */
+	uint64_t gib_pages = GIB(1) / region->page_bytes;
+	int outcome = 0;
+
+	while (count) {
+		uint64_t piece = gib_pages - first % gib_pages;
+		if (piece > count)
+			piece = count;
+		for (uint64_t page = first; page < first + piece;) {
+			uint64_t step = 64 - page % 64;
+			if (step > first + piece - page)
+				step = first + piece - page;
+			uint64_t word = page / 64;
+			uint64_t mask = bits_mask((unsigned)(page % 64), (unsigned)step);
+			uint64_t won = pagemap_claim(install->map, region_index, word, mask);
+			counter_add(&counters->duplicate,
+				    (uint64_t)__builtin_popcountll(mask & ~won));
+			if (won) {
+				int result = empty_file(install, region_index, word, won);
+				if (!result && now)
+					result = place_zero_run_now(install, region, word, won);
+				if (result < 0) {
+					if (result == -EEXIST)
+						counter_add(&counters->conflicts, 1);
+					outcome = give_up(install, result);
+				} else {
+					*installed += (uint64_t)__builtin_popcountll(won);
+					set_present(install, region_index, word, won);
+				}
+			}
+			page += step;
+		}
+		wake(install, region, first, piece);
+		first += piece;
+		count -= piece;
+	}
+	return outcome;
+}
+
+int install_present(struct install *install, size_t region_index, uint64_t page, bool minor,
+		    struct page_counters *counters)
+{
+	const struct guest_region *region = &install->memory->regions[region_index];
+	uint64_t address = guestmem_vm_address(region, page);
+	const struct uffd *uffd = uffd_of(install, region, page);
+
+	for (;;) {
+		int64_t done;
+		if (minor)
+			done = uffd_continue(uffd, address, region->page_bytes, UFFD_WAKE);
+		else
+			done = region->hugetlb ? uffd_copy(uffd, address, install->zero_page,
+							   region->page_bytes, UFFD_WAKE)
+					       : uffd_zeropage(uffd, address, region->page_bytes,
+							       UFFD_WAKE);
+		if (done > 0) {
+			if (!minor)
+				counter_add(&counters->discarded, 1);
+			return 0;
+		}
+		switch (done) {
+		case -EFAULT: /* the guest gave the page back since it faulted */
+			if (!minor)
+				return give_up(install, -EFAULT);
+			minor = false;
+			continue;
+		case -EEXIST: /* somebody was faster: the waiter only has to look again */
+		case -ENOENT: /* unregistered, all its waiters were woken */
+			wake(install, region, page, 1);
+			return 0;
+		default: {
+			int result = reconsider(install, (int)done);
+			if (result < 0)
+				return result == -ECANCELED ? result : give_up(install, result);
+		}
+		}
+	}
+}

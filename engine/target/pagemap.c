@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * `claimed` is the only lock in the fault path: fetch_or hands each page to exactly one filler, so
+ * no byte of a page is ever written by two. `present` tells the fault handler that a fault on the
+ * page is the guest's own affair (a page it gave back, or one that was swapped out).
+ *
+ * The order that keeps wake-ups from being lost: a filler makes the bytes visible, sets `present`,
+ * then WAKEs. A handler reads the event first (the waiter is queued by then) and the bits after it.
+ * If it saw `present` clear, the WAKE is still to come and finds the waiter. Both sides enter the
+ * kernel and take the userfaultfd's lock between the two steps, which orders them; sequentially
+ * consistent loads here keep the two bits of one page in order (present implies claimed).
+ */
+#include "engine/target/pagemap.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/bits.h"
+
+static void *map_bits(uint64_t bytes)
+{
+	/* Untouched parts of the map of a sparse guest must cost nothing. */
+	void *bits = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return bits == MAP_FAILED ? NULL : bits;
+}
+
+int pagemap_open(struct pagemap *map, const struct guestmem *memory)
+{
+	memset(map, 0, sizeof(*map));
+	for (size_t i = 0; i < memory->region_count; i++) {
+		struct pagemap_region *region = &map->regions[i];
+		region->pages = memory->regions[i].pages;
+		region->words = (region->pages + 63) / 64;
+		region->claimed = map_bits(region->words * 8);
+		region->present = map_bits(region->words * 8);
+		map->region_count = i + 1;
+		if (!region->claimed || !region->present) {
+			pagemap_close(map);
+			return -ENOMEM;
+		}
+		map->bytes += region->words * 16;
+	}
+	atomic_store(&map->missing, memory->pages);
+	return 0;
+}
+
+void pagemap_close(struct pagemap *map)
+{
+	for (size_t i = 0; i < map->region_count; i++) {
+		struct pagemap_region *region = &map->regions[i];
+		if (region->claimed)
+			munmap((void *)region->claimed, region->words * 8);
+		if (region->present)
+			munmap((void *)region->present, region->words * 8);
+	}
+	memset(map, 0, sizeof(*map));
+}
+
+enum page_state pagemap_state(const struct pagemap *map, size_t region, uint64_t page)
+{
+	const struct pagemap_region *at = &map->regions[region];
+	uint64_t bit = UINT64_C(1) << (page % 64);
+
+	/* `present` first: if it is set in between, the page was filling when we looked, and its
+	 * filler's WAKE comes after our look. */
+	if (atomic_load(&at->present[page / 64]) & bit)
+		return PAGE_PRESENT;
+	if (atomic_load(&at->claimed[page / 64]) & bit)
+		return PAGE_FILLING;
+	return PAGE_ABSENT;
+}
+
+uint64_t pagemap_claim(struct pagemap *map, size_t region, uint64_t word, uint64_t mask)
+{
+	_Atomic uint64_t *claimed = &map->regions[region].claimed[word];
+
+	if ((atomic_load_explicit(claimed, memory_order_relaxed) & mask) == mask)
+		return 0;
+	return mask & ~atomic_fetch_or(claimed, mask);
+}
+
+uint64_t pagemap_set_present(struct pagemap *map, size_t region, uint64_t word, uint64_t mask)
+{
+	struct pagemap_region *at = &map->regions[region];
+	uint64_t before = atomic_fetch_or(&at->present[word], mask);
+
+	assert((before & mask) == 0);
+	assert((atomic_load(&at->claimed[word]) & mask) == mask);
+	(void)before;
+	uint64_t count = (uint64_t)__builtin_popcountll(mask);
+	return atomic_fetch_sub(&map->missing, count) - count;
+}
+
+void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t mask)
+{
+	struct pagemap_region *at = &map->regions[region];
+
+	assert((atomic_load(&at->present[word]) & mask) == 0);
+	uint64_t before = atomic_fetch_and(&at->claimed[word], ~mask);
+	assert((before & mask) == mask);
+	(void)before;
+}
+
+bool pagemap_find_absent(const struct pagemap *map, size_t region, uint64_t from, uint64_t end,
+			 uint64_t *first, uint64_t *count)
+{
+	const struct pagemap_region *at = &map->regions[region];
+	uint64_t page = from;
+
+	if (end > at->pages)
+		end = at->pages;
+	while (page < end) {
+		uint64_t claimed =
+			atomic_load_explicit(&at->claimed[page / 64], memory_order_relaxed);
+		uint64_t absent = ~claimed >> (page % 64);
+		if (absent) {
+			page += (uint64_t)__builtin_ctzll(absent);
+			break;
+		}
+		page = (page / 64 + 1) * 64;
+	}
+	if (page >= end)
+		return false;
+	*first = page;
+	while (page < end) {
+		uint64_t claimed =
+			atomic_load_explicit(&at->claimed[page / 64], memory_order_relaxed);
+		uint64_t rest = claimed >> (page % 64);
+		if (rest) {
+			page += (uint64_t)__builtin_ctzll(rest);
+			break;
+		}
+		page = (page / 64 + 1) * 64;
+	}
+	*count = (page < end ? page : end) - *first;
+	return true;
+}
+
+uint64_t pagemap_missing(const struct pagemap *map)
+{
+	return atomic_load(&map->missing);
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The target's page map: which pages are claimed, and which are present.
+ *
+ *   state     claimed  present   who may write its bytes
+ *   absent       0        0      nobody
+ *   filling      1        0      whoever won the claim
+ *   present      1        1      the guest
+ *
+ * Two bits a page in two bitmaps of atomic words. Every function may be called from any thread. A
+ * claim is won by exactly one caller; it ends with pagemap_set_present() or pagemap_release().
+ * `present` is never cleared. Bits are handled a word at a time: `word` is page / 64, and a mask
+ * selects pages within it.
+ */
+#ifndef ENGINE_TARGET_PAGEMAP_H
+#define ENGINE_TARGET_PAGEMAP_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/guestmem.h"
+
+enum page_state { PAGE_ABSENT, PAGE_FILLING, PAGE_PRESENT };
+
+struct pagemap_region {
+	uint64_t pages;
+	uint64_t words;
+	_Atomic uint64_t *claimed; /* won by fetch_or (acq_rel); pairs with itself */
+	_Atomic uint64_t
+		*present; /* set (release) after the bytes are visible; read with acquire */
+};
+
+struct pagemap {
+	struct pagemap_region regions[JAUNT_MAX_REGIONS];
+	size_t region_count;
+	uint64_t bytes;           /* of the bitmaps */
+	_Atomic uint64_t missing; /* pages not present; counted down after `present` is set */
+};
+
+int pagemap_open(struct pagemap *map, const struct guestmem *memory);
+void pagemap_close(struct pagemap *map);
+
+enum page_state pagemap_state(const struct pagemap *map, size_t region, uint64_t page);
+
+/* Claims those of the pages that nobody has claimed; returns the ones won. */
+uint64_t pagemap_claim(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
+
+/* The holder's: these pages are visible, all of them. Returns how many pages are still missing
+ * anywhere; exactly one caller sees 0. The caller WAKEs afterwards. */
+uint64_t pagemap_set_present(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
+
+/* The holder's: gives claims up, nothing having been made visible. The caller WAKEs afterwards. */
+void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
+
+/* The first run of absent pages at or behind `from` and before `end`; false if there is none. A
+ * hint: by the time the caller acts on it, some may have been claimed. */
+bool pagemap_find_absent(const struct pagemap *map, size_t region, uint64_t from, uint64_t end,
+			 uint64_t *first, uint64_t *count);
+
+uint64_t pagemap_missing(const struct pagemap *map);
+
+#endif

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/target/target.h"
+#include "engine/trace.h"
+
+static void add_counters(struct jaunt_status *status, const struct page_counters *counters)
+{
+	status->pages.zero += counter_get(&counters->zero);
+	status->pages.hole += counter_get(&counters->hole);
+	status->pages.pushed += counter_get(&counters->pushed);
+	status->pages.demanded += counter_get(&counters->demanded);
+	status->pages.duplicate += counter_get(&counters->duplicate);
+	status->pages.discarded += counter_get(&counters->discarded);
+	status->install_conflicts += counter_get(&counters->conflicts);
+	status->verified_pages += counter_get(&counters->verified);
+	status->mismatched_pages += counter_get(&counters->mismatched);
+	status->payload_bytes += counter_get(&counters->payload_bytes);
+}
+
+void target_status(struct jaunt_migration *migration, struct jaunt_status *status)
+{
+	struct target *target = (struct target *)migration;
+	struct target_shared *shared = &target->shared;
+	uint64_t memory = sizeof(*target) + trace_bytes(migration->trace);
+
+	if (!target->map_open)
+		return;
+	memset(&status->pages, 0, sizeof(status->pages));
+	status->ram_bytes = shared->memory.bytes;
+	status->pages.total = shared->memory.pages;
+	status->pages.missing = pagemap_missing(&shared->map);
+	status->payload_bytes = status->verified_pages = status->mismatched_pages = 0;
+	status->install_conflicts = 0;
+	memory += shared->map.bytes;
+
+	struct histogram *latency = calloc(1, sizeof(*latency));
+	for (unsigned i = 0; i < target->shards; i++) {
+		struct demand *demand = target->demands[i];
+		if (!demand)
+			continue;
+		add_counters(status, &demand->counters);
+		if (latency)
+			histogram_merge(latency, &demand->latency);
+		memory += sizeof(*demand) + (256u << 10);
+	}
+	for (unsigned i = 0; i < target->streams; i++) {
+		struct fill *fill = target->fills[i];
+		if (!fill)
+			continue;
+		add_counters(status, &fill->counters);
+		memory += sizeof(*fill) + (512u << 10);
+	}
+	if (latency)
+		histogram_percentiles(latency, &status->fault_latency_us);
+	free(latency);
+	status->engine_bytes = memory;
+}
+
+int target_send_progress(struct target *target, bool complete, const char *blocked)
+{
+	struct jaunt_status status;
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Progress progress = JAUNT__PROGRESS__INIT;
+	Jaunt__Complete completion = JAUNT__COMPLETE__INIT;
+
+	jaunt_migration_status(&target->base, &status);
+	progress.missing = status.pages.missing;
+	progress.zero = status.pages.zero;
+	progress.hole = status.pages.hole;
+	progress.pushed = status.pages.pushed;
+	progress.demanded = status.pages.demanded;
+	progress.duplicate = status.pages.duplicate;
+	progress.discarded = status.pages.discarded;
+	progress.verified = status.verified_pages;
+	progress.mismatched = status.mismatched_pages;
+	progress.payload_bytes = status.payload_bytes;
+	progress.blocked = (char *)(blocked ? blocked : "");
+	if (complete) {
+		completion.progress = &progress;
+		message.message_case = JAUNT__CONTROL__MESSAGE_COMPLETE;
+		message.complete = &completion;
+	} else {
+		message.message_case = JAUNT__CONTROL__MESSAGE_PROGRESS;
+		message.progress = &progress;
+	}
+	return link_send(&target->link, &message);
+}

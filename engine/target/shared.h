@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the threads of a target that ask for and receive pages share. */
+#ifndef ENGINE_TARGET_SHARED_H
+#define ENGINE_TARGET_SHARED_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "engine/guestmem.h"
+#include "engine/session.h"
+#include "engine/target/install.h"
+#include "engine/target/pagemap.h"
+#include "engine/target/prefetch.h"
+
+struct trace;
+
+#define HINTS 16u
+
+/* The last faults of one fault thread, for the prefetcher. The fault thread never waits for it: it
+ * overwrites what nobody has read. */
+struct hints {
+	_Atomic uint64_t at[HINTS]; /* region << 48 | page */
+	_Atomic uint32_t head;      /* written by the fault thread (release), read (acquire) */
+	uint32_t read;              /* under prefetch_mutex */
+};
+
+#define SUSPECTS_MAX 256u
+
+struct target_shared {
+	struct session session;
+	struct guestmem memory;
+	struct pagemap map;
+	struct install install;
+	struct trace *trace;
+
+	pthread_mutex_t prefetch_mutex; /* guards prefetch, and `read` of the hints */
+	struct prefetch prefetch;
+	struct hints hints[INSTALL_SHARDS_MAX];
+	unsigned hint_count;
+
+	_Atomic bool granting; /* the source's memory is frozen: streams may ask for ranges */
+	_Atomic bool push;
+	_Atomic uint64_t told[JAUNT_MAX_REGIONS]; /* holes before this page have all been told */
+
+	_Atomic uint64_t *demanded[JAUNT_MAX_REGIONS]; /* with note_demanded, else NULL */
+
+	pthread_mutex_t suspects_mutex; /* guards suspects */
+	struct {
+		size_t region;
+		uint64_t page;
+	} suspects[SUSPECTS_MAX]; /* pages whose bytes did not match their digest, once */
+	unsigned suspect_count;
+	_Atomic uint64_t condemned; /* pages that did not match twice: they stay missing */
+};
+
+#endif

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define RING_DEPTH 256
+
+static void set_rank(enum worker_rank rank)
+{
+	/* Where the scheduler has to choose, the thread that a guest waits for comes first. Without
+	 * the permission to raise it (CAP_SYS_NICE) lowering the bulk still separates the two. */
+	static const int nice_of[] = {
+		[WORKER_URGENT] = -15, [WORKER_NORMAL] = 0, [WORKER_BULK] = 8};
+	pid_t thread = (pid_t)syscall(SYS_gettid);
+
+	if (nice_of[rank])
+		(void)setpriority(PRIO_PROCESS, (id_t)thread, nice_of[rank]);
+}
+
+static void tell_started(struct worker *worker, int result)
+{
+	pthread_mutex_lock(&worker->mutex);
+	worker->begin_result = result;
+	worker->started = true;
+	pthread_cond_signal(&worker->changed);
+	pthread_mutex_unlock(&worker->mutex);
+}
+
+static void *worker_main(void *argument)
+{
+	struct worker *worker = argument;
+
+	pthread_setname_np(pthread_self(), worker->name);
+	set_rank(worker->rank);
+	int result = ring_create(&worker->ring, RING_DEPTH);
+	if (result < 0) {
+		tell_started(worker, result);
+		return NULL;
+	}
+	if (worker->ops->begin)
+		result = worker->ops->begin(worker->user, worker->ring);
+	tell_started(worker, result);
+	if (result == 0) {
+		while (!atomic_load(&worker->stop)) {
+			int64_t sleep_ns = worker->ops->pump(worker->user);
+			if (atomic_load(&worker->stop))
+				break;
+			if (ring_wait(worker->ring, sleep_ns) < 0)
+				break;
+		}
+		if (worker->ops->end)
+			worker->ops->end(worker->user);
+	}
+	/* worker_wake() may still be on its way: the ring lives until worker_stop() has been
+	 * called. */
+	while (result == 0 && !atomic_load(&worker->stop))
+		ring_wait(worker->ring, -1);
+	pthread_mutex_lock(&worker->mutex);
+	ring_destroy(worker->ring);
+	worker->ring = NULL;
+	pthread_mutex_unlock(&worker->mutex);
+	return NULL;
+}
+
+int worker_start(struct worker *worker, const char *name, enum worker_rank rank,
+		 const struct worker_ops *ops, void *user)
+{
+	sigset_t all, before;
+
+	worker->ops = ops;
+	worker->user = user;
+	worker->rank = rank;
+	worker->ring = NULL;
+	worker->started = false;
+	worker->begin_result = 0;
+	atomic_store(&worker->stop, false);
+	snprintf(worker->name, sizeof(worker->name), "%s", name);
+	worker->mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+	worker->changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+
+	/* Signals are the application's. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	int result = -pthread_create(&worker->thread, NULL, worker_main, worker);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (result < 0)
+		return result;
+	pthread_mutex_lock(&worker->mutex);
+	while (!worker->started)
+		pthread_cond_wait(&worker->changed, &worker->mutex);
+	pthread_mutex_unlock(&worker->mutex);
+	if (worker->begin_result < 0) {
+		pthread_join(worker->thread, NULL);
+		return worker->begin_result;
+	}
+	worker->running = true;
+	return 0;
+}
+
+void worker_wake(struct worker *worker)
+{
+	pthread_mutex_lock(&worker->mutex);
+	if (worker->ring)
+		ring_wake(worker->ring);
+	pthread_mutex_unlock(&worker->mutex);
+}
+
+void worker_stop(struct worker *worker)
+{
+	if (!worker->running)
+		return;
+	atomic_store(&worker->stop, true);
+	worker_wake(worker);
+	pthread_join(worker->thread, NULL);
+	worker->running = false;
+}
