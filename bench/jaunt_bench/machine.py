@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine: what it is, what is free on it, and where processes run."""
+import os
+import platform
+import subprocess
+import sys
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class NotHere(Exception):
+  """A scenario cannot run on this machine; the text says what it lacks."""
+
+
+def cpus():
+  return sorted(os.sched_getaffinity(0))
+
+
+def meminfo():
+  """/proc/meminfo in bytes."""
+  with open('/proc/meminfo') as file:
+    pairs = (line.split(':') for line in file)
+    return {key: int(value.split()[0]) * 1024 for key, value in pairs if value.split()}
+
+
+def require_memory(need, what):
+  free = meminfo()['MemAvailable']
+  if free < need:
+    raise NotHere(f'{what} needs {need / GIB:.1f} GiB of memory, {free / GIB:.1f} are available')
+
+
+def process_memory(pid):
+  """RssAnon, RssShmem and the like of a process in bytes; empty once it is gone."""
+  try:
+    with open(f'/proc/{pid}/status') as file:
+      return {key: int(value.split()[0]) * 1024
+              for key, value in (line.split(':', 1) for line in file if line.startswith('Rss'))}
+  except OSError:
+    return {}
+
+
+def describe():
+  model = ''
+  with open('/proc/cpuinfo') as file:
+    for line in file:
+      if line.startswith('model name'):
+        model = line.split(':', 1)[1].strip()
+        break
+  return {
+    'host': platform.node(), 'kernel': platform.release(), 'machine': platform.machine(),
+    'cpu': model, 'cpus': len(cpus()), 'memory_bytes': meminfo()['MemTotal'],
+    'load_at_start': os.getloadavg()[0],
+  }
+
+
+# A child of its own, so that the memory is free again when it has ended.
+_WARM = '''
+import mmap, sys
+left, zeros = int(sys.argv[1]), bytes(1 << 20)
+memory = mmap.mmap(-1, left, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+while left > 0:
+  memory.write(zeros[:left])
+  left -= len(zeros)
+'''
+
+
+def warm(size):
+  """Writes and frees so much memory: what is allocated next has then been in use before. A page
+  that a virtual machine has not used yet, or has reported as free, costs its hypervisor's fault on
+  top."""
+  subprocess.run([sys.executable, '-c', _WARM, str(size)], check=True)
+
+
+class Placement:
+  """Which CPUs each role may use; None: any. The roles are those of jaunt-floor-fault."""
+
+  NAMES = ('any', 'apart')
+
+  def __init__(self, name):
+    available = cpus()
+    if name == 'apart' and len(available) < 2:
+      raise NotHere('placement "apart" needs two CPUs')
+    self.name = name
+    self.rest = self.vcpus = None
+    if name == 'apart':
+      # The vCPUs on one half, whatever serves their faults on the other.
+      half = len(available) // 2
+      self.rest, self.vcpus = available[:half], available[half:]
+
+  @staticmethod
+  def text(which):
+    return ','.join(map(str, which)) if which else 'any'
+
+  def describe(self):
+    return {'name': self.name, 'vcpu': self.text(self.vcpus), 'rest': self.text(self.rest)}
+
+  def fault_floor_options(self):
+    if not self.rest:
+      return []
+    roles = [(role, self.rest) for role in ('source', 'source-bulk', 'handler', 'bulk')]
+    roles.append(('vcpu', self.vcpus))
+    return [word for role, which in roles for word in ('--pin', f'{role}={self.text(which)}')]
+
+  def start(self, pid):
+    """A new process whose threads are to inherit where they run."""
+    if self.rest:
+      os.sched_setaffinity(pid, self.rest)
+
+  def place_vcpus(self, pid):
+    """Moves the vCPU threads that a process has so far; returns how many there are."""
+    if not self.vcpus:
+      return 0
+    found = 0
+    for thread in _threads(pid):
+      try:
+        with open(f'/proc/{pid}/task/{thread}/comm') as file:
+          if not file.read().startswith('vcpu'):
+            continue
+        os.sched_setaffinity(int(thread), self.vcpus)
+        found += 1
+      except OSError:
+        continue  # the thread has ended
+    return found
+
+
+def _threads(pid):
+  try:
+    return os.listdir(f'/proc/{pid}/task')
+  except OSError:
+    return []
