@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -205,13 +204,15 @@ int server_poll(struct server *server, struct pollfd *own, size_t own_count, int
 			timeout_ms = left;
 	}
 	polled[clients] = (struct pollfd){.fd = server->listen_fd, .events = POLLIN};
-	memcpy(polled + clients + 1, own, own_count * sizeof(*own));
+	for (size_t i = 0; i < own_count; i++)
+		polled[clients + 1 + i] = own[i];
 	if (poll(polled, clients + 1 + own_count, timeout_ms) < 0) {
 		for (size_t i = 0; i < own_count; i++)
 			own[i].revents = 0;
 		return errno == EINTR ? 0 : -errno;
 	}
-	memcpy(own, polled + clients + 1, own_count * sizeof(*own));
+	for (size_t i = 0; i < own_count; i++)
+		own[i] = polled[clients + 1 + i];
 	now = clock_ns();
 	for (size_t i = 0; i < clients; i++) {
 		struct server_client *client = server->clients[i];

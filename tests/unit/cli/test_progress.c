@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/progress.h"
+
+#define SECOND UINT64_C(1000000000)
+
+static char text[65536];
+static FILE *out;
+static struct progress progress;
+
+static void begin(bool terminal, unsigned columns)
+{
+	memset(text, 0, sizeof(text));
+	out = fmemopen(text, sizeof(text), "w");
+	cr_assert(out);
+	progress_init(&progress, out, terminal, columns);
+}
+
+static struct jaunt_status postcopy(uint64_t missing)
+{
+	return (struct jaunt_status){.phase = JAUNT_PHASE_POSTCOPY,
+				     .ram_bytes = 4096 * 10000,
+				     .payload_bytes = 4096 * (10000 - missing),
+				     .pages = {.total = 10000, .missing = missing}};
+}
+
+static unsigned lines_of(const char *from)
+{
+	unsigned count = 0;
+	for (; *from; from++)
+		count += *from == '\n';
+	return count;
+}
+
+Test(progress, plain_lines_come_once_a_second_and_on_every_change_of_phase)
+{
+	struct jaunt_status status = {.phase = JAUNT_PHASE_PREPARING};
+
+	begin(false, 80);
+	for (uint64_t t = 0; t < 10; t++)
+		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
+	cr_assert_eq(lines_of(text), 1);
+	status.phase = JAUNT_PHASE_SWITCHOVER;
+	progress_update(&progress, &status, true, 2 * SECOND);
+	cr_assert_eq(lines_of(text), 2);
+	for (uint64_t t = 0; t <= 30; t++) {
+		status = postcopy(10000 - t * 100);
+		progress_update(&progress, &status, true, 3 * SECOND + t * SECOND / 10);
+	}
+	cr_assert_eq(lines_of(text), 2 + 1 + 3);
+	cr_assert_not(strchr(text, '\r'));
+	cr_assert_not(strchr(text, '\033'));
+}
+
+Test(progress, a_terminal_gets_one_line_redrawn_that_never_wraps)
+{
+	begin(true, 60);
+	for (uint64_t t = 0; t < 20; t++) {
+		struct jaunt_status status = postcopy(10000 - t * 500);
+		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
+	}
+	cr_assert_eq(lines_of(text), 0);
+	for (char *line = strtok(text, "\r"); line; line = strtok(NULL, "\r"))
+		cr_assert_lt(strlen(line) - strlen("\033[K"), 60);
+	progress_finish(&progress);
+}
+
+Test(progress, the_time_left_follows_from_the_rate)
+{
+	begin(false, 80);
+	/* 100 pages a tenth of a second, 1000 a second; 8000 are left at the end. */
+	for (uint64_t t = 0; t <= 20; t++) {
+		struct jaunt_status status = postcopy(10000 - t * 100);
+		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
+	}
+	cr_assert(strstr(text, "about 8 s left"), "%s", text);
+	cr_assert(strstr(text, "4.10 MB/s"), "%s", text);
+}
+
+Test(progress, without_push_there_is_no_promise_of_an_end)
+{
+	begin(false, 80);
+	for (uint64_t t = 0; t <= 20; t++) {
+		struct jaunt_status status = postcopy(10000 - t * 100);
+		progress_update(&progress, &status, false, SECOND + t * SECOND / 10);
+	}
+	cr_assert_not(strstr(text, " left"), "%s", text);
+	cr_assert(strstr(text, "on demand only"), "%s", text);
+}
+
+Test(progress, a_rate_of_nothing_promises_nothing)
+{
+	begin(false, 80);
+	for (uint64_t t = 0; t <= 20; t++) {
+		struct jaunt_status status = postcopy(10000);
+		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
+	}
+	cr_assert_not(strstr(text, " left"), "%s", text);
+}
+
+Test(progress, hundred_per_cent_is_not_said_before_the_last_page)
+{
+	struct jaunt_status status = postcopy(1);
+
+	begin(false, 80);
+	progress_update(&progress, &status, true, SECOND);
+	cr_assert(strstr(text, " 99 %"), "%s", text);
+	cr_assert_not(strstr(text, "100 %"), "%s", text);
+}
+
+Test(progress, a_blocked_vm_says_how_many_pages_and_why)
+{
+	struct jaunt_status status = postcopy(123);
+
+	begin(false, 80);
+	status.phase = JAUNT_PHASE_BLOCKED;
+	snprintf(status.reason, sizeof(status.reason), "link-lost");
+	progress_update(&progress, &status, true, SECOND);
+	cr_assert(strstr(text, "blocked, 123 pages missing: link-lost"), "%s", text);
+}
+
+Test(progress, more_missing_than_there_are_does_no_harm)
+{
+	struct jaunt_status status = postcopy(0);
+
+	begin(true, 80);
+	status.pages.missing = 20000;
+	progress_update(&progress, &status, true, SECOND);
+	progress_update(&progress, &status, true, 2 * SECOND);
+	status = (struct jaunt_status){.phase = JAUNT_PHASE_POSTCOPY};
+	progress_update(&progress, &status, true, 3 * SECOND);
+	cr_assert(strstr(text, "  0 %"), "%s", text);
+}
