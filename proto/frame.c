@@ -94,7 +94,7 @@ enum payload_rule {
 	PAYLOAD_NONE,
 	PAYLOAD_ATTACH,  /* exactly ATTACH_BYTES */
 	PAYLOAD_PAGES,   /* page_count pages of one size */
-	PAYLOAD_DIGESTS, /* nothing (a question, or all zero), or 8 bytes a page */
+	PAYLOAD_DIGESTS, /* nothing (a question, or about zeros), or 8 bytes a page */
 	PAYLOAD_TEXT,    /* up to FRAME_TEXT_MAX */
 };
 
@@ -134,9 +134,11 @@ static bool payload_possible(const struct frame *frame, enum payload_rule rule)
 		return page >= PAGE_BYTES_MIN && !(page & (page - 1));
 	}
 	case PAYLOAD_DIGESTS:
-		if (frame->flags & FRAME_FLAG_ALL_ZERO)
-			return frame->payload_bytes == 0;
-		return frame->payload_bytes == 0 || frame->payload_bytes == 8 * frame->page_count;
+		if (!frame->payload_bytes)
+			return true;
+		return !(frame->flags & FRAME_FLAG_ALL_ZERO) &&
+		       frame->page_count <= FRAME_DIGEST_PAGES &&
+		       frame->payload_bytes == 8 * frame->page_count;
 	case PAYLOAD_TEXT:
 		return frame->payload_bytes <= FRAME_TEXT_MAX;
 	}
@@ -189,8 +191,6 @@ enum frame_fault frame_decode(struct frame *frame, const uint8_t bytes[FRAME_BYT
 	if (rule->pages && !frame->page_count)
 		return FRAME_BAD_COUNT;
 	if (frame->first_page > UINT64_MAX - frame->page_count)
-		return FRAME_BAD_COUNT;
-	if (frame->type == FRAME_DIGEST && frame->page_count > FRAME_DIGEST_PAGES)
 		return FRAME_BAD_COUNT;
 	if (frame->payload_bytes > FRAME_PAYLOAD_MAX || !payload_possible(frame, rule->payload))
 		return FRAME_BAD_LENGTH;

@@ -33,8 +33,9 @@ enum frame_type {
 	FRAME_DATA,       /* source → target: a run of pages, payload page_count pages */
 	FRAME_ZERO,       /* source → target: a run of zero pages, no payload */
 	FRAME_GRANT_END,  /* source → target: all of that grant (its range, repeated) was sent */
-	FRAME_DIGEST, /* target → source: no payload, asks; source → target: the digests, 8 bytes
-		       * a page, or none and FRAME_FLAG_ALL_ZERO */
+	FRAME_DIGEST, /* target → source: no payload, asks for digests of up to FRAME_DIGEST_PAGES
+		       * pages, or with FRAME_FLAG_ALL_ZERO whether the range is zero; source →
+		       * target: the digests, 8 bytes a page, or none, and the flag if it is zero */
 	FRAME_ROUND,  /* source → target: end of a pre-copy round on this stream */
 	FRAME_ROUND_ACK, /* target → source */
 	FRAME_TOLD,  /* source → target: holes of [0, first_page) of the region were all told */
