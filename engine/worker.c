@@ -16,7 +16,7 @@ static void set_rank(enum worker_rank rank)
 	/* Where the scheduler has to choose, the thread that a guest waits for comes first. Without
 	 * the permission to raise it (CAP_SYS_NICE) lowering the bulk still separates the two. */
 	static const int nice_of[] = {
-		[WORKER_URGENT] = -15, [WORKER_NORMAL] = 0, [WORKER_BULK] = 8};
+		[WORKER_URGENT] = -15, [WORKER_NORMAL] = 0, [WORKER_BULK] = 0};
 	pid_t thread = (pid_t)syscall(SYS_gettid);
 
 	if (nice_of[rank])

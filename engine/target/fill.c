@@ -380,7 +380,9 @@ static int64_t fill_pump(void *user)
 	struct fill *fill = user;
 	struct target_shared *shared = fill->shared;
 
-	if (fill->dead || !atomic_load(&shared->granting) || !atomic_load(&shared->push))
+	/* Without digests nothing that came could be installed, and would be asked for for ever. */
+	if (fill->dead || (shared->session.verify && fill->checker.dead) ||
+	    !atomic_load(&shared->granting) || !atomic_load(&shared->push))
 		return -1;
 	while (fill->order_count < fill->window && channel_room(fill->channel))
 		if (!ask_for_block(fill))
