@@ -93,6 +93,8 @@ void memory_destroy(struct microvm *vm);
 int memory_layout(struct microvm *vm, struct jaunt_error *error);
 /* Writes page tables, program and parameters of a VM that starts here. */
 int memory_load_program(struct microvm *vm, struct jaunt_error *error);
+/* Lets whoever waits for a missing page go on, at the cost of all contents. */
+void memory_release(struct microvm *vm);
 /* What a vCPU's guest program is told; the same at source and target. */
 struct guest_parameters memory_parameters(const struct vcpu *vcpu);
 /* What the memory file takes of the host's memory. */
@@ -142,9 +144,8 @@ static inline bool vcpu_may_run(const struct vcpu *vcpu)
 void cpu_run(struct vcpu *vcpu);    /* vcpu_kvm.c */
 void cpu_kick(struct vcpu *vcpu);   /* vcpu_kvm.c: out of KVM_RUN, and not in again */
 void thread_run(struct vcpu *vcpu); /* vcpu_thread.c */
-/* Gets threads out of waits for missing pages, at the cost of the view's contents. */
-void thread_release(struct microvm *vm); /* vcpu_thread.c */
-void thread_begin(struct vcpu *vcpu);    /* vcpu_thread.c */
+/* Puts the registers of a thread where a vCPU starts. */
+void thread_begin(struct vcpu *vcpu);
 int thread_tsc_khz(uint64_t *khz, struct jaunt_error *error);
 
 #endif

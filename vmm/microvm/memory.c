@@ -139,6 +139,22 @@ void memory_destroy(struct microvm *vm)
 	vm->memory_fd = -1;
 }
 
+/*
+ * A wait for a missing page cannot always be interrupted: where KVM walks the guest's page tables
+ * by itself (shadow paging, as when nested) it reads them as any kernel code reads user memory,
+ * which a signal does not end but turns into a busy loop (seen with Linux 6.18); a thread-backed
+ * vCPU goes from the signal straight back into its fault. Ordinary memory in place of the view lets
+ * all of them succeed, with zeros. Nobody has to leave a signal handler by longjmp for that, which
+ * the thread sanitizer might run late or never.
+ */
+void memory_release(struct microvm *vm)
+{
+	atomic_store(&vm->released, true);
+	/* If it fails there is nothing else to try: the wait ends when the engine's does. */
+	(void)!mmap(vm->view, vm->memory_bytes, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
 uint64_t memory_resident_bytes(const struct microvm *vm)
 {
 	struct stat status;

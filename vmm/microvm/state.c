@@ -95,10 +95,11 @@ int state_take(struct state_reader *reader, enum state_tag tag, const uint8_t **
 				 "saved state of vCPU %u has section %u where its %s should be",
 				 reader->vcpu, section.tag, tag_name(tag));
 	if (section.bytes > reader->left - sizeof section)
-		return error_set(
-			error, EPROTO, "bad-state",
-			"saved state of vCPU %u: its %s say %u bytes, but only %zu are left",
-			reader->vcpu, tag_name(tag), section.bytes, reader->left - sizeof section);
+		return error_set(error, EPROTO, "bad-state",
+				 "saved state of vCPU %u: its %s say %u bytes, but only %zu are "
+				 "left: it was cut short",
+				 reader->vcpu, tag_name(tag), section.bytes,
+				 reader->left - sizeof section);
 	*bytes = reader->bytes + sizeof section;
 	*count = section.bytes;
 	reader->bytes += sizeof section + section.bytes;

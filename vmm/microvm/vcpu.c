@@ -29,7 +29,7 @@
 
 /* A vCPU answers a kick within microseconds, unless the kernel holds it (reclaim, a dead disk). */
 #define PARK_TIMEOUT_NS UINT64_C(10000000000)
-/* A thread that takes longer for one step waits for a page: see thread_release(). */
+/* What takes longer to stop waits for a page: see memory_release(). */
 #define STUCK_NS        UINT64_C(300000000)
 #define SPIN_NS         UINT64_C(200000)
 #define LONGEST_IDLE_NS UINT64_C(200000000)
@@ -43,6 +43,8 @@ void vcpu_crash(struct vcpu *vcpu, const char *format, ...)
 {
 	struct microvm *vm = vcpu->vm;
 	va_list arguments;
+	if (atomic_load(&vm->released))
+		return;
 	va_start(arguments, format);
 	pthread_mutex_lock(&vm->lock);
 	vcpu->crashed = true;
@@ -50,6 +52,12 @@ void vcpu_crash(struct vcpu *vcpu, const char *format, ...)
 	pthread_cond_broadcast(&vm->changed);
 	pthread_mutex_unlock(&vm->lock);
 	va_end(arguments);
+}
+
+static void allow_entry(struct vcpu *vcpu)
+{
+	if (vcpu->run)
+		__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
 }
 
 static void *vcpu_main(void *argument)
@@ -67,8 +75,7 @@ static void *vcpu_main(void *argument)
 			break;
 		vcpu->parked = false;
 		atomic_fetch_sub(&vm->parked, 1);
-		if (vcpu->run)
-			__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
+		allow_entry(vcpu);
 		pthread_mutex_unlock(&vm->lock);
 		if (vm->thread_backed)
 			thread_run(vcpu);
@@ -112,11 +119,13 @@ static void give_order(struct microvm *vm, enum machine_order order)
 {
 	atomic_store(&vm->order, (int)order);
 	pthread_cond_broadcast(&vm->wake);
-	if (order == MACHINE_RUN)
-		return;
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		struct vcpu *vcpu = &vm->vcpus[i];
-		if (vcpu->started && !vcpu->parked && !vm->thread_backed)
+		if (!vcpu->started || vcpu->parked || vm->thread_backed)
+			continue;
+		if (order == MACHINE_RUN)
+			allow_entry(vcpu);
+		else
 			cpu_kick(vcpu);
 	}
 }
@@ -138,10 +147,14 @@ void vcpu_end_threads(struct microvm *vm)
 		started += vm->vcpus[i].started;
 	pthread_mutex_lock(&vm->lock);
 	give_order(vm, MACHINE_EXIT);
-	bool stuck = vm->thread_backed && !wait_parked(vm, started, STUCK_NS);
+	bool stuck = !wait_parked(vm, started, STUCK_NS);
 	pthread_mutex_unlock(&vm->lock);
-	if (stuck)
-		thread_release(vm);
+	if (stuck) {
+		memory_release(vm);
+		for (unsigned i = 0; i < vm->vcpu_count; i++)
+			if (vm->vcpus[i].started)
+				pthread_kill(vm->vcpus[i].thread, MICROVM_KICK_SIGNAL);
+	}
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		if (vm->vcpus[i].started)
 			pthread_join(vm->vcpus[i].thread, NULL);

@@ -3,15 +3,9 @@
  * A vCPU that is a thread of this process: the guest program compiled for the host, run step by
  * step. Its "registers" are a struct outside guest memory, whole between two steps; that is where
  * it stops.
- *
- * A thread that waits for a missing page cannot be stopped: a signal gets it out of the wait, but
- * straight back into the fault. When the VM is to be thrown away, the view is replaced with
- * ordinary memory first: the access then succeeds (with zeros), and the step comes to its end. No
- * longjmp out of a signal handler, which the thread sanitizer might deliver late or never.
  */
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -48,19 +42,6 @@ void thread_run(struct vcpu *vcpu)
 	while (vcpu_may_run(vcpu) && !vcpu->crashed)
 		guest_step();
 	vcpu->left_ns = clock_ns();
-}
-
-void thread_release(struct microvm *vm)
-{
-	atomic_store(&vm->released, true);
-	if (mmap(vm->view, vm->memory_bytes, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
-		return;
-	pthread_mutex_lock(&vm->lock);
-	for (unsigned i = 0; i < vm->vcpu_count; i++)
-		if (vm->vcpus[i].started && !vm->vcpus[i].parked)
-			pthread_kill(vm->vcpus[i].thread, MICROVM_KICK_SIGNAL);
-	pthread_mutex_unlock(&vm->lock);
 }
 
 /* What the kernel calibrated is not to be had without KVM; this is good to 0.1 %. */
