@@ -66,7 +66,7 @@ int link_open(struct link *link, struct channel *channel, struct ring *ring)
 	link->channel = channel;
 	link->ring = ring;
 	link->heard_ns = clock_ns();
-	int result = channel_bind(channel, ring, &link_events, link, CONTROL_MESSAGE_MAX + 4096);
+	int result = channel_bind(channel, ring, &link_events, link, LINK_BUFFER_BYTES);
 	if (result < 0)
 		link_close(link);
 	return result;

@@ -13,7 +13,8 @@
 #include "proto/control.h"
 #include "transport/transport.h"
 
-#define LINK_QUEUE_MAX 64u /* messages received and not taken: more ends the link */
+#define LINK_BUFFER_BYTES (CONTROL_MESSAGE_MAX + 4096u)
+#define LINK_QUEUE_MAX    64u /* messages received and not taken: more ends the link */
 
 struct link {
 	struct channel *channel; /* owned */

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "engine/inject.h"
 #include "engine/trace.h"
+#include "engine/worker.h"
 
 void jaunt_options_init(struct jaunt_options *options)
 {
@@ -183,7 +184,11 @@ int jaunt_migration_run(struct jaunt_migration *migration, struct jaunt_error *e
 	if (!error)
 		error = &local;
 	migration->lane = trace_lane(migration->trace, "control");
-	return migration->side->run(migration, error);
+	/* The guest stands still while this thread takes its steps at the switchover. */
+	worker_set_rank(WORKER_URGENT);
+	int outcome = migration->side->run(migration, error);
+	worker_set_rank(WORKER_NORMAL);
+	return outcome;
 }
 
 void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_status *status)
@@ -193,6 +198,10 @@ void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_stat
 	*status = migration->status;
 	status->total_ms = (double)(now - migration->started_ns) / 1e6;
 	migration->side->status(migration, status);
+	int trace_error = trace_failed(migration->trace);
+	if (trace_error)
+		snprintf(status->trace_error, sizeof(status->trace_error),
+			 "the trace ended early: %s", strerror(-trace_error));
 	if (migration->switch_ns && now > migration->switch_ns)
 		status->throughput_bytes_per_s =
 			(double)status->payload_bytes * 1e9 / (double)(now - migration->switch_ns);

@@ -53,4 +53,7 @@ void worker_wake(struct worker *worker);
 /* Ends and joins the thread, if it runs. */
 void worker_stop(struct worker *worker);
 
+/* The rank of the calling thread: URGENT, or back to what threads have by themselves. */
+void worker_set_rank(enum worker_rank rank);
+
 #endif

@@ -16,9 +16,9 @@ struct fault_event {
 	bool write;
 };
 
-/* Reads what is queued, with one system call. Returns the number of events, 0 when there are none, or
- * -errno. Fewer than `room` (at most EVENTS_BATCH) means that the queue is empty. Messages that are
- * not page faults are counted in *other and left out. */
+/* Reads what is queued, with one system call. Returns the number of events, 0 when there are none,
+ * or -errno. Fewer than `room` (at most EVENTS_BATCH) means that the queue is empty. Messages that
+ * are not page faults are counted in *other and left out. */
 int events_read(const struct uffd *uffd, struct fault_event *events, int room, unsigned *other);
 
 #endif

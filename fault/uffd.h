@@ -15,7 +15,7 @@
 #include "jaunt.h"
 
 struct uffd {
-	int fd; /* non-blocking, close-on-exec; -1: closed */
+	int fd;            /* non-blocking, close-on-exec; -1: closed */
 	uint64_t features; /* what the kernel offers (UFFD_FEATURE_*) */
 };
 
@@ -24,8 +24,9 @@ struct uffd {
  * (uffd_adopt). The error says which permission is missing and how to grant it. */
 int uffd_open(struct uffd *uffd, struct jaunt_error *error);
 
-/* Negotiates UFFDIO_API on a userfaultfd made by someone else, and owns it. Requires MISSING and MINOR
- * on shmem; on hugetlbfs if there is need of it: `hugetlb`. No UFFD_FEATURE_EVENT_* is requested. */
+/* Negotiates UFFDIO_API on a userfaultfd made by someone else, and owns it. Requires MISSING and
+ * MINOR on shmem; on hugetlbfs if there is need of it: `hugetlb`. No UFFD_FEATURE_EVENT_* is
+ * requested. */
 int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *error);
 
 void uffd_close(struct uffd *uffd);
@@ -35,10 +36,10 @@ int uffd_register(const struct uffd *uffd, uint64_t address, uint64_t bytes,
 		  struct jaunt_error *error);
 int uffd_unregister(const struct uffd *uffd, uint64_t address, uint64_t bytes);
 
-/* Each returns the bytes done, which may be fewer than asked for (waiters on those were woken, unless
- * told not to), or -errno when nothing was done: EAGAIN the mappings are changing; EEXIST the first
- * page is there already, nobody was woken; EFAULT (continue) the file has no such page; ENOENT the
- * range is not registered; ESRCH the process is gone; ENOMEM, ENOSPC. */
+/* Each returns the bytes done, which may be fewer than asked for (waiters on those were woken,
+ * unless told not to), or -errno when nothing was done: EAGAIN the mappings are changing; EEXIST
+ * the first page is there already, nobody was woken; EFAULT (continue) the file has no such page;
+ * ENOENT the range is not registered; ESRCH the process is gone; ENOMEM, ENOSPC. */
 enum uffd_wake { UFFD_WAKE, UFFD_DONT_WAKE };
 int64_t uffd_copy(const struct uffd *uffd, uint64_t to, const void *from, uint64_t bytes,
 		  enum uffd_wake wake);

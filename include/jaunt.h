@@ -184,7 +184,8 @@ struct jaunt_status {
 	uint64_t verified_pages, mismatched_pages;
 	uint64_t install_conflicts; /* pages that somebody else mapped behind the engine's back */
 	struct jaunt_percentiles fault_latency_us; /* event read → made visible */
-	uint64_t engine_bytes;                     /* memory of the engine beyond guest RAM */
+	char trace_error[128]; /* why the trace ended early; empty: it did not */
+	uint64_t engine_bytes; /* memory of the engine beyond guest RAM */
 };
 
 /* --- One side of one migration -----------------------------------------------------------------

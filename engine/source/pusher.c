@@ -8,7 +8,8 @@
  * it has been told all holes of the range (then what it asks for is data), pages are read with
  * pread() into a buffer instead.
  *
- * Bulk must yield: the thread has a low priority, and only so many frames are ever on their way.
+ * Bulk must yield: the threads that a guest waits for outrank this one, and only so many frames are
+ * ever on their way.
  */
 #include "engine/source/pusher.h"
 
@@ -138,6 +139,7 @@ static uint8_t *slot_buffer(struct pusher *pusher, unsigned slot)
 		void *buffer = mmap(NULL, pusher->slot_bytes, PROT_READ | PROT_WRITE,
 				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		pusher->slots[slot] = buffer == MAP_FAILED ? NULL : buffer;
+		counter_add(&pusher->slot_bytes_held, pusher->slot_bytes);
 	}
 	return pusher->slots[slot];
 }
@@ -268,7 +270,8 @@ static int pusher_begin(void *user, struct ring *ring)
 	pusher->grants = calloc(PUSHER_GRANTS, sizeof(*pusher->grants));
 	int result = pusher->grants ? 0 : -ENOMEM;
 	if (result == 0)
-		result = channel_bind(pusher->channel, ring, &pusher_events, pusher, KIB(64));
+		result = channel_bind(pusher->channel, ring, &pusher_events, pusher,
+				      PUSHER_BUFFER_BYTES);
 	if (result == 0)
 		result = preamble_send(pusher->channel, &pusher->shared->session, ATTACH_STREAM,
 				       pusher->index);
@@ -291,7 +294,7 @@ int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned i
 	pusher->channel = channel;
 	pusher->holes = holes;
 	snprintf(name, sizeof(name), "jaunt-push-%u", index);
-	return worker_start(&pusher->worker, name, WORKER_BULK, &pusher_ops, pusher);
+	return worker_start(&pusher->worker, name, WORKER_NORMAL, &pusher_ops, pusher);
 }
 
 void pusher_stop(struct pusher *pusher)

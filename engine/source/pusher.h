@@ -12,9 +12,10 @@
 #include "engine/stats.h"
 #include "engine/worker.h"
 
-#define PUSHER_GRANTS    65536u /* received and not answered: more ends the channel */
-#define PUSHER_RUN_PAGES 64u    /* 4 KiB pages in one DATA frame */
-#define PUSHER_IN_FLIGHT 8u     /* DATA frames that the channel holds: bounded bulk */
+#define PUSHER_GRANTS       65536u /* received and not answered: more ends the channel */
+#define PUSHER_BUFFER_BYTES 65536u
+#define PUSHER_RUN_PAGES    64u /* 4 KiB pages in one DATA frame */
+#define PUSHER_IN_FLIGHT    8u  /* DATA frames that the channel holds: bounded bulk */
 
 struct pusher {
 	struct worker worker;
@@ -35,7 +36,7 @@ struct pusher {
 	uint64_t slot_bytes;
 	uint32_t busy; /* bitmap of frames that the channel holds */
 	bool attached, dead;
-	counter payload_bytes, wire_bytes, zero_pages, data_pages;
+	counter payload_bytes, wire_bytes, zero_pages, data_pages, slot_bytes_held;
 };
 
 int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,

@@ -195,7 +195,8 @@ static int serve_begin(void *user, struct ring *ring)
 	if (result < 0)
 		serve->slots = NULL;
 	if (result == 0)
-		result = channel_bind(serve->channel, ring, &serve_events, serve, KIB(64));
+		result = channel_bind(serve->channel, ring, &serve_events, serve,
+				      SERVE_BUFFER_BYTES);
 	if (result == 0)
 		result = preamble_send(serve->channel, &serve->shared->session, ATTACH_URGENT,
 				       serve->index);

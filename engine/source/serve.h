@@ -10,8 +10,9 @@
 #include "engine/stats.h"
 #include "engine/worker.h"
 
-#define SERVE_SLOTS   32u
-#define SERVE_PENDING 4096u /* fetches received and not answered: more ends the channel */
+#define SERVE_SLOTS        32u
+#define SERVE_BUFFER_BYTES 65536u
+#define SERVE_PENDING      4096u /* fetches received and not answered: more ends the channel */
 
 struct serve {
 	struct worker worker;

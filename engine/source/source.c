@@ -201,7 +201,8 @@ static void note_progress(struct source *source, const Jaunt__Progress *progress
 			  "there says why",
 			  progress->blocked, progress->missing);
 		migration_blocked(base, &why);
-	} else if (base->status.phase == JAUNT_PHASE_BLOCKED) {
+	} else if (base->status.phase == JAUNT_PHASE_BLOCKED &&
+		   !atomic_load(&source->shared.session.lost)) {
 		migration_place(base, JAUNT_AT_TARGET);
 		migration_phase(base, JAUNT_PHASE_POSTCOPY);
 	}
@@ -408,19 +409,21 @@ static int source_run(struct jaunt_migration *migration, struct jaunt_error *err
 static void source_status(struct jaunt_migration *migration, struct jaunt_status *status)
 {
 	struct source *source = (struct source *)migration;
-	uint64_t memory = sizeof(*source) + trace_bytes(migration->trace);
+	uint64_t memory = sizeof(*source) + trace_bytes(migration->trace) + LINK_BUFFER_BYTES;
 
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX && source->serves[i]; i++) {
 		struct serve *serve = source->serves[i];
 		status->payload_bytes += counter_get(&serve->payload_bytes);
 		status->wire_bytes += counter_get(&serve->wire_bytes);
-		memory += sizeof(*serve) + serve->slot_bytes * serve->slot_count + (64u << 10);
+		memory +=
+			sizeof(*serve) + serve->slot_bytes * serve->slot_count + SERVE_BUFFER_BYTES;
 	}
 	for (unsigned i = 0; i < SOURCE_STREAMS_MAX && source->pushers[i]; i++) {
 		struct pusher *pusher = source->pushers[i];
 		status->payload_bytes += counter_get(&pusher->payload_bytes);
 		status->wire_bytes += counter_get(&pusher->wire_bytes);
-		memory += sizeof(*pusher) + PUSHER_GRANTS * sizeof(*pusher->grants) + (64u << 10);
+		memory += sizeof(*pusher) + PUSHER_GRANTS * sizeof(*pusher->grants) +
+			  PUSHER_BUFFER_BYTES + counter_get(&pusher->slot_bytes_held);
 	}
 	status->engine_bytes = memory;
 }

@@ -286,13 +286,10 @@ static int demand_begin(void *user, struct ring *ring)
 {
 	struct demand *demand = user;
 	struct target_shared *shared = demand->shared;
-	size_t room = KIB(256);
+	size_t room = target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
 	int result = 0;
 
 	demand->ring = ring;
-	for (size_t i = 0; i < shared->memory.region_count; i++)
-		if (shared->memory.regions[i].page_bytes * 2 > room)
-			room = shared->memory.regions[i].page_bytes * 2;
 	demand->watch = (struct ring_watch){.ready = demand_ready,
 					    .user = demand,
 					    .fd = shared->install.uffds[demand->shard].fd};

@@ -354,13 +354,10 @@ static int fill_begin(void *user, struct ring *ring)
 {
 	struct fill *fill = user;
 	struct target_shared *shared = fill->shared;
-	size_t room = KIB(512);
+	size_t room = target_buffer_bytes(shared, FILL_BUFFER_BYTES);
 	int result = 0;
 
 	fill->ring = ring;
-	for (size_t i = 0; i < shared->memory.region_count; i++)
-		if (shared->memory.regions[i].page_bytes * 2 > room)
-			room = shared->memory.regions[i].page_bytes * 2;
 	if (fill->check_channel) {
 		result = checker_open(&fill->checker, shared, fill->check_channel,
 				      shared->hint_count + fill->index);
@@ -405,7 +402,7 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	fill->window = FILL_BLOCKS_MIN;
 	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
 	fill->lane = trace_lane(shared->trace, name);
-	return worker_start(&fill->worker, name, WORKER_BULK, &fill_ops, fill);
+	return worker_start(&fill->worker, name, WORKER_NORMAL, &fill_ops, fill);
 }
 
 void fill_stop(struct fill *fill)

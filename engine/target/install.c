@@ -28,6 +28,11 @@
 #include <unistd.h>
 
 #include "base/bits.h"
+#include "engine/target/hooks.h"
+
+#ifdef JAUNT_INJECT
+struct install_hooks install_hooks;
+#endif
 
 int install_open(struct install *install, struct guestmem *memory, struct pagemap *map)
 {
@@ -250,6 +255,7 @@ static int place_by_write(struct install *install, const struct guest_region *re
 
 static void set_present(struct install *install, size_t region, uint64_t word, uint64_t mask)
 {
+	install_hook_before_present(region, word, mask);
 	if (pagemap_set_present(install->map, region, word, mask) == 0 && install->complete)
 		install->complete(install->user);
 }
@@ -258,7 +264,9 @@ static void wake(struct install *install, const struct guest_region *region, uin
 		 uint64_t count)
 {
 	uint64_t address = guestmem_vm_address(region, first);
-	uffd_wake(uffd_of(install, region, first), address, count * region->page_bytes);
+
+	if (!install_hook_no_wake())
+		uffd_wake(uffd_of(install, region, first), address, count * region->page_bytes);
 }
 
 /* The largest step from `first` that stays within one word of the map, one ioctl, one shard. */
@@ -380,6 +388,15 @@ int install_zeros(struct install *install, size_t region_index, uint64_t first, 
 		count -= piece;
 	}
 	return outcome;
+}
+
+void install_release(struct install *install, size_t region_index, uint64_t word, uint64_t mask)
+{
+	pagemap_release(install->map, region_index, word, mask);
+	/* Whoever faulted on them meanwhile was told that a filler would wake him. */
+	for (struct bits_run run = bits_take_run(&mask); run.count; run = bits_take_run(&mask))
+		wake(install, &install->memory->regions[region_index], word * 64 + run.first,
+		     run.count);
 }
 
 int install_present(struct install *install, size_t region_index, uint64_t page, bool minor,

@@ -64,6 +64,10 @@ int install_pages(struct install *install, size_t region, uint64_t first, uint64
 int install_zeros(struct install *install, size_t region, uint64_t first, uint64_t count, bool now,
 		  uint64_t *installed, struct page_counters *counters);
 
+/* Gives up claims on pages of one word, whose bytes will not come (the channel died, its I/O was
+ * cancelled): they are absent again, and whoever waits looks again. */
+void install_release(struct install *install, size_t region, uint64_t word, uint64_t mask);
+
 /* A fault on a present page: map it again, or zero-fill what the guest gave back. */
 int install_present(struct install *install, size_t region, uint64_t page, bool minor,
 		    struct page_counters *counters);

@@ -23,7 +23,7 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 {
 	struct target *target = (struct target *)migration;
 	struct target_shared *shared = &target->shared;
-	uint64_t memory = sizeof(*target) + trace_bytes(migration->trace);
+	uint64_t memory = sizeof(*target) + trace_bytes(migration->trace) + LINK_BUFFER_BYTES;
 
 	if (!target->map_open)
 		return;
@@ -43,14 +43,15 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 		add_counters(status, &demand->counters);
 		if (latency)
 			histogram_merge(latency, &demand->latency);
-		memory += sizeof(*demand) + (256u << 10);
+		memory += sizeof(*demand) + target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
 	}
 	for (unsigned i = 0; i < target->streams; i++) {
 		struct fill *fill = target->fills[i];
 		if (!fill)
 			continue;
 		add_counters(status, &fill->counters);
-		memory += sizeof(*fill) + (512u << 10);
+		memory += sizeof(*fill) + fill->window * sizeof(struct fill_block) +
+			  target_buffer_bytes(shared, FILL_BUFFER_BYTES);
 	}
 	if (latency)
 		histogram_percentiles(latency, &status->fault_latency_us);

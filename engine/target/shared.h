@@ -54,4 +54,16 @@ struct target_shared {
 	_Atomic uint64_t condemned; /* pages that did not match twice: they stay missing */
 };
 
+/* A receive buffer holds two of the largest pages, so that a whole one always fits. */
+static inline size_t target_buffer_bytes(const struct target_shared *shared, size_t least)
+{
+	for (size_t i = 0; i < shared->memory.region_count; i++)
+		if (shared->memory.regions[i].page_bytes * 2 > least)
+			least = shared->memory.regions[i].page_bytes * 2;
+	return least;
+}
+
+#define DEMAND_BUFFER_BYTES (256u << 10)
+#define FILL_BUFFER_BYTES   (512u << 10)
+
 #endif
