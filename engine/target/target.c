@@ -518,6 +518,23 @@ static void look_around(struct target *target)
 	}
 }
 
+/* A page is present a moment before the thread that brought it has counted it: what is told with
+ * COMPLETE must add up. */
+static void await_counts(struct target *target)
+{
+	uint64_t until = clock_ns() + COMPLETE_NS;
+	struct jaunt_status status;
+
+	for (;;) {
+		jaunt_migration_status(&target->base, &status);
+		const struct jaunt_pages *pages = &status.pages;
+		if (pages->zero + pages->hole + pages->pushed + pages->demanded >= pages->total ||
+		    clock_ns() >= until)
+			return;
+		ring_wait(target->ring, MS_NS / 10);
+	}
+}
+
 /* Tells the source until it has heard; 0 also when it is gone: the VM needs it no more. */
 static void release_source(struct target *target)
 {
@@ -579,6 +596,7 @@ static int serve_postcopy(struct target *target, struct jaunt_error *error)
 	}
 	trace_event(target->base.lane, "complete", "every page is present");
 	target_release_memory(target);
+	await_counts(target);
 	/* The channels stay until the source has heard: a lost one would alarm it. */
 	release_source(target);
 	target_stop_threads(target);
