@@ -6,6 +6,7 @@
 
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/outcome.h"
 
 enum jaunt_outcome act_ask(const char *command, const char *name, const char *request, bool follow,
 			   enum jaunt_outcome *outcome, struct jaunt_status *status)
@@ -19,7 +20,7 @@ enum jaunt_outcome act_ask(const char *command, const char *name, const char *re
 	int opened = client_open(&client, name, &error);
 	if (opened) {
 		command_complain(command, error.text);
-		return opened == -ENOENT || opened == -EINVAL ? JAUNT_USAGE : JAUNT_FAILED;
+		return outcome_of_error(&error);
 	}
 	result = client_request(&client, json_pack("{s:s}", "command", request), NULL, &error);
 	if (result == JAUNT_DONE && follow) {

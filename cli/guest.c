@@ -42,6 +42,12 @@ int guest_start(void *vm, struct jaunt_error *error)
 	return microvm_start(vm, error);
 }
 
+int guest_at_work(void *vm, struct jaunt_error *error)
+{
+	int result = microvm_wait_ready(vm, 0, error);
+	return result == -ETIMEDOUT ? 0 : result ? result : 1;
+}
+
 const char *guest_check_name(enum guest_check check)
 {
 	switch (check) {
@@ -179,8 +185,10 @@ static int create(void *context, const struct jaunt_description *wanted, void **
 	if (result)
 		return result;
 	result = microvm_factory.create(&microvm_host, wanted, vm, error);
-	if (result)
+	if (result) {
+		host->gone(host->context);
 		return result;
+	}
 	/* What the source says is for display only, and may be anything. */
 	text_clean(facts.name, sizeof(facts.name), name);
 	text_clean(facts.workload, sizeof(facts.workload), property(wanted, "workload"));
@@ -199,7 +207,7 @@ static void destroy(void *context, void *vm)
 	struct guest_host *host = context;
 	struct microvm_host microvm_host = microvm_host_of(host, host->name);
 
-	host->destroyed(host->context);
+	host->gone(host->context);
 	microvm_factory.destroy(&microvm_host, vm);
 }
 

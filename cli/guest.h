@@ -42,6 +42,8 @@ int guest_check_workload(const char *text, struct jaunt_error *error);
 /* Not started. */
 int guest_create(const struct guest_facts *facts, void **vm, struct jaunt_error *error);
 int guest_start(void *vm, struct jaunt_error *error);
+/* 1: the guest has filled its working set and is at work; 0: not yet; -EIO: it crashed. */
+int guest_at_work(void *vm, struct jaunt_error *error);
 
 /* The word about the last check of its memory. */
 enum guest_check { GUEST_NOT_CHECKED, GUEST_CLEAN, GUEST_ERRORS, GUEST_UNFINISHED };
@@ -69,7 +71,7 @@ struct guest_host {
 	/* Before anything is made; may refuse. */
 	int (*arriving)(void *context, const char *name, struct jaunt_error *error);
 	void (*created)(void *context, void *vm, const struct guest_facts *facts);
-	void (*destroyed)(void *context); /* just before it is */
+	void (*gone)(void *context); /* just before it is destroyed, or as it could not be made */
 	void *context;
 };
 extern const struct jaunt_vm_factory *const guest_factory;

@@ -35,6 +35,7 @@
 #define HOST_TELL_NS  UINT64_C(100000000) /* between events to followers */
 #define HOST_CHECK_MS 3000                /* of the 5 s within which a signal ends the process */
 #define HOST_STOP_S   4
+#define HOST_START_MS 20 /* between questions whether a new guest is at work */
 #define HOST_DRAIN_MS 500
 
 void host_say(struct host *host, const char *format, ...)
@@ -77,10 +78,16 @@ int host_open(struct host *host, const char *command, struct jaunt_error *error)
 
 int host_claim(struct host *host, const char *name, struct jaunt_error *error)
 {
-	int result = runtime_claim(&host->claim, name, error);
-	if (!result)
-		server_listen(host->server, host->claim.listen_fd);
-	return result;
+	struct runtime_claim claim;
+	int result = runtime_claim(&claim, name, error);
+
+	if (result)
+		return result;
+	pthread_mutex_lock(&host->lock);
+	host->claim = claim;
+	pthread_mutex_unlock(&host->lock);
+	server_listen(host->server, claim.listen_fd);
+	return 0;
 }
 
 void host_adopt(struct host *host, void *vm, const struct guest_facts *facts)
@@ -88,156 +95,13 @@ void host_adopt(struct host *host, void *vm, const struct guest_facts *facts)
 	host->vm = vm;
 	host->facts = *facts;
 	host->vm_here = true;
-}
-
-/* --- On the migration's thread -------------------------------------------------------------------
- */
-
-/* The name is taken before the VM is made: whoever has it already keeps it, and the source hears.
- */
-static int vm_arriving(void *context, const char *name, struct jaunt_error *error)
-{
-	struct host *host = context;
-	struct runtime_claim claim;
-	uint64_t one = 1;
-
-	pthread_mutex_lock(&host->lock);
-	bool have = strcmp(name, host->claim.name) == 0 || strcmp(name, host->pending.name) == 0;
-	pthread_mutex_unlock(&host->lock);
-	if (have)
-		return 0;
-	int result = runtime_claim(&claim, name, error);
-	if (result)
-		return error_context(error,
-				     "the target's host cannot take it in as %s "
-				     "(`jaunt receive --as` gives it another name)",
-				     name);
-	pthread_mutex_lock(&host->lock);
-	host->pending = claim;
-	pthread_mutex_unlock(&host->lock);
-	if (write(host->wake_fd, &one, sizeof(one)) < 0)
-		return 0; /* EAGAIN: it is awake already */
-	return 0;
-}
-
-static void vm_created(void *context, void *vm, const struct guest_facts *facts)
-{
-	struct host *host = context;
-
-	pthread_mutex_lock(&host->lock);
-	host->vm = vm;
-	host->facts = *facts;
-	pthread_mutex_unlock(&host->lock);
-}
-
-static void vm_destroyed(void *context)
-{
-	struct host *host = context;
-
-	pthread_mutex_lock(&host->lock);
-	host->vm = NULL;
-	pthread_mutex_unlock(&host->lock);
-}
-
-/* --- On the loop's -------------------------------------------------------------------------------
- */
-
-int host_receive(struct host *host, const char *name, bool thread_backed,
-		 const struct jaunt_options *options, struct jaunt_error *error)
-{
-	host->guests = (struct guest_host){.name = name,
-					   .thread_backed = thread_backed,
-					   .arriving = vm_arriving,
-					   .created = vm_created,
-					   .destroyed = vm_destroyed,
-					   .context = host};
-	host->shown = JAUNT_PHASE_WAITING;
-	return job_start_target(&host->job, guest_factory, &host->guests, options, host->wake_fd,
-				error);
-}
-
-/* Under the lock, because the engine may have the VM destroyed on its own thread. */
-static bool take_account(struct host *host)
-{
-	pthread_mutex_lock(&host->lock);
-	bool there = host->vm != NULL;
-	if (there)
-		guest_account(host->vm, &host->account, NULL);
-	pthread_mutex_unlock(&host->lock);
-	return there;
-}
-
-static const char *state_word(const struct host *host, const struct jaunt_status *status)
-{
-	if (!host->job)
-		return host->stop_wanted ? "stopping" : "running";
-	switch (status->phase) {
-	case JAUNT_PHASE_IDLE:
-	case JAUNT_PHASE_WAITING:
-		return job_outgoing(host->job) ? "running" : "waiting";
-	case JAUNT_PHASE_PREPARING:
-		return job_outgoing(host->job) ? "running" : "arriving";
-	case JAUNT_PHASE_SWITCHOVER:
-		return "paused";
-	case JAUNT_PHASE_POSTCOPY:
-		return job_outgoing(host->job) ? "leaving" : "running";
-	case JAUNT_PHASE_BLOCKED:
-		return "blocked";
-	case JAUNT_PHASE_IN_DOUBT:
-		return "in-doubt";
-	case JAUNT_PHASE_COMPLETED:
-		return job_outgoing(host->job) ? "left" : "running";
-	case JAUNT_PHASE_CANCELLED:
-	case JAUNT_PHASE_FAILED:
-		break;
-	}
-	return job_outgoing(host->job) ? "running" : "ending";
-}
-
-static json_t *describe_migration(struct job *job, const struct jaunt_status *status)
-{
-	json_t *object = snapshot_json(status);
-	json_object_set_new(object, "direction",
-			    json_string(job_outgoing(job) ? "outgoing" : "incoming"));
-	json_object_set_new(object, "push", json_boolean(job_push(job)));
-	json_object_set_new(object, "percent", text_real(snapshot_percent(status)));
-	return object;
-}
-
-json_t *host_describe(struct host *host)
-{
-	struct jaunt_status status = {.phase = JAUNT_PHASE_IDLE};
-	bool there = take_account(host);
-
-	if (host->job)
-		job_status(host->job, &status);
-	json_t *object = json_pack("{s:s, s:I, s:s, s:s}", "name", host->claim.name, "pid",
-				   (json_int_t)getpid(), "command", host->command, "state",
-				   state_word(host, &status));
-	json_object_set_new(object, "memory_bytes",
-			    json_integer(there ? (json_int_t)host->facts.memory_bytes : 0));
-	json_object_set_new(object, "page_bytes",
-			    json_integer(there ? (json_int_t)host->facts.page_bytes : 0));
-	json_object_set_new(object, "vcpus", json_integer(there ? host->facts.vcpus : 0));
-	json_object_set_new(object, "workload", text_json(there ? host->facts.workload : ""));
-	json_object_set_new(object, "thread_backed",
-			    json_boolean(there && host->facts.thread_backed));
-	json_object_set_new(object, "guest",
-			    there ? guest_account_json(&host->account,
-						       host->has_touches ? &host->touches : NULL,
-						       host->check)
-				  : json_null());
-	json_object_set_new(object, "migration",
-			    host->job ? describe_migration(host->job, &status) : json_null());
-	json_object_set_new(object, "last_migration",
-			    host->has_left ? snapshot_json(&host->left) : json_null());
-	return object;
+	host->starting = true;
 }
 
 static void tell_followers(struct host *host, const struct jaunt_status *status)
 {
 	json_t *event = json_pack("{s:s, s:o}", "event", "status", "migration",
-				  describe_migration(host->job, status));
+				  host_describe_migration(host->job, status));
 	server_broadcast(host->server, event, true, false);
 	host->told_ns = clock_ns();
 }
@@ -250,14 +114,15 @@ static void tell_phase(struct host *host, const struct jaunt_status *status)
 	host->shown = status->phase;
 	switch (status->phase) {
 	case JAUNT_PHASE_PREPARING:
-		host_say(host, outgoing ? "%s: preparing to move to %s" : "%s: %s prepares", name,
-			 status->peer);
+		if (outgoing)
+			host_say(host, "%s: preparing to move to %s", name, status->peer);
 		break;
 	case JAUNT_PHASE_POSTCOPY:
-		host_say(host,
-			 outgoing ? "%s: runs at %s now, which fetches %" PRIu64 " pages from here"
-				  : "%s: runs here now, fetches from %s %" PRIu64 " pages",
-			 name, status->peer, status->pages.missing);
+		if (outgoing)
+			host_say(host, "%s: runs at %s now, which fetches its pages from here",
+				 name, status->peer);
+		else
+			host_say(host, "%s: runs here now, its pages follow", name);
 		break;
 	case JAUNT_PHASE_BLOCKED:
 	case JAUNT_PHASE_IN_DOUBT:
@@ -269,6 +134,17 @@ static void tell_phase(struct host *host, const struct jaunt_status *status)
 	default:
 		break;
 	}
+}
+
+/* A source that was turned away while the target goes on waiting. */
+static void tell_refusal(struct host *host, const struct jaunt_status *status)
+{
+	if (job_outgoing(host->job) || strcmp(host->told_error, status->error) == 0 ||
+	    (status->phase != JAUNT_PHASE_WAITING && status->phase != JAUNT_PHASE_PREPARING))
+		return;
+	snprintf(host->told_error, sizeof(host->told_error), "%s", status->error);
+	if (status->error[0])
+		host_say(host, "%s; still waiting", status->error);
 }
 
 static void end_outgoing(struct host *host, const struct jaunt_status *status,
@@ -309,16 +185,12 @@ static void end_incoming(struct host *host, const struct jaunt_status *status,
 	host->arrived = *status;
 	if (outcome == JAUNT_DONE && status->vm_is_at == JAUNT_AT_TARGET) {
 		host->vm_here = true;
-		host_say(host, "%s: complete, every page is here; %s is released", name,
-			 status->peer);
+		host_say(host, "%s: complete, every page is here; the source is released", name);
 		return;
 	}
 	host->finished = true;
 	host->outcome = outcome;
-	if (outcome == JAUNT_DONE)
-		host_say(host, "a dry run went well; no VM was moved");
-	else
-		host_say(host, "%s", status->error[0] ? status->error : "no VM came");
+	host_say(host, "%s", status->error[0] ? status->error : "no VM came");
 }
 
 static void job_ended(struct host *host, enum jaunt_outcome outcome)
@@ -328,7 +200,7 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 
 	job_status(job, &status);
 	json_t *event = json_pack("{s:s, s:i, s:o}", "event", "end", "outcome", (int)outcome,
-				  "migration", describe_migration(job, &status));
+				  "migration", host_describe_migration(job, &status));
 	if (job_outgoing(job))
 		end_outgoing(host, &status, outcome);
 	else
@@ -340,23 +212,6 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 	else
 		job_close(job);
 	server_broadcast(host->server, event, false, true);
-}
-
-static void adopt_claim(struct host *host)
-{
-	struct runtime_claim former = RUNTIME_NO_CLAIM;
-
-	pthread_mutex_lock(&host->lock);
-	if (host->pending.lock_fd >= 0) {
-		former = host->claim;
-		host->claim = host->pending;
-		host->pending = RUNTIME_NO_CLAIM;
-	}
-	pthread_mutex_unlock(&host->lock);
-	if (former.lock_fd < 0)
-		return;
-	server_listen(host->server, host->claim.listen_fd);
-	runtime_release(&former);
 }
 
 static void stop_asked(struct host *host, const char *by)
@@ -444,7 +299,7 @@ static void stop(struct host *host)
 		/* Neither freed nor destroyed: the thread still uses them, and the process ends. */
 		host_say(host, "the guest could not be stopped within %d s", HOST_STOP_S);
 		host->check = GUEST_UNFINISHED;
-		take_account(host);
+		host_take_account(host);
 		host->vm = NULL;
 		host->vm_here = false;
 		host->finished = true;
@@ -455,7 +310,7 @@ static void stop(struct host *host)
 			host_say(host, "%s", stopper->error.text);
 		free(stopper);
 	}
-	take_account(host);
+	host_take_account(host);
 	host_settle_arrival(host);
 	guest_destroy(host->vm);
 	host->vm = NULL;
@@ -464,28 +319,6 @@ static void stop(struct host *host)
 	/* Where the VM is says nothing any more; that its memory was wrong must not go unnoticed.
 	 */
 	host->outcome = host->account.memory_errors ? JAUNT_FAILED : JAUNT_DONE;
-}
-
-void host_print_account(const struct host *host, FILE *out)
-{
-	static const char *const words[] = {
-		[GUEST_NOT_CHECKED] = "not checked",
-		[GUEST_CLEAN] = "all its memory checked, clean",
-		[GUEST_ERRORS] = "its memory is WRONG",
-		[GUEST_UNFINISHED] = "the last check of its memory did not come to its end",
-	};
-	const struct guest_account *account = &host->account;
-	char stall[TEXT_ROOM], error[512];
-
-	fprintf(out,
-		"  guest       %" PRIu64 " operations, %" PRIu64 " memory errors, longest stall "
-		"%s; %s\n",
-		account->operations, account->memory_errors,
-		text_microseconds(stall, sizeof(stall), account->longest_stall_us),
-		words[host->check]);
-	text_clean(error, sizeof(error), account->first_error);
-	if (error[0])
-		fprintf(out, "  first error %s\n", error);
 }
 
 static void look_after_job(struct host *host)
@@ -501,9 +334,33 @@ static void look_after_job(struct host *host)
 	bool changed = status.phase != host->shown;
 	if (changed)
 		tell_phase(host, &status);
+	tell_refusal(host, &status);
 	if (server_has_followers(host->server) &&
 	    (changed || clock_ns() - host->told_ns >= HOST_TELL_NS))
 		tell_followers(host, &status);
+}
+
+static void look_after_start(struct host *host)
+{
+	struct jaunt_error error = {.code = 0};
+	int result = guest_at_work(host->vm, &error);
+
+	if (!result)
+		return;
+	host->starting = false;
+	if (result < 0) {
+		host_say(host, "%s: %s", host->claim.name, error.text);
+		return;
+	}
+	host_say(host, "ready: %s is at work on its memory", host->claim.name);
+	notify_send("READY=1");
+}
+
+static int patience_ms(const struct host *host)
+{
+	if (host->starting)
+		return HOST_START_MS;
+	return host->job && server_has_followers(host->server) ? (int)(HOST_TELL_NS / 1000000) : -1;
 }
 
 enum jaunt_outcome host_run(struct host *host)
@@ -511,16 +368,17 @@ enum jaunt_outcome host_run(struct host *host)
 	while (!host->finished) {
 		struct pollfd own[] = {{.fd = host->signal_fd, .events = POLLIN},
 				       {.fd = host->wake_fd, .events = POLLIN}};
-		bool tell = host->job && server_has_followers(host->server);
 		uint64_t ignored;
 
-		if (server_poll(host->server, own, 2, tell ? (int)(HOST_TELL_NS / 1000000) : -1))
+		if (server_poll(host->server, own, 2, patience_ms(host)))
 			break;
 		if (own[1].revents && read(host->wake_fd, &ignored, sizeof(ignored)) < 0)
 			own[1].revents = 0;
-		adopt_claim(host);
+		host_settle_name(host);
 		if (own[0].revents)
 			take_signals(host);
+		if (host->starting)
+			look_after_start(host);
 		if (host->job)
 			look_after_job(host);
 		if (host->stop_wanted && !host->job && !host->finished)

@@ -19,8 +19,9 @@
 #include "jaunt.h"
 
 struct host {
-	const char *command; /* "vm run", "receive": begins every line it prints */
-	struct runtime_claim claim;
+	const char *command;        /* "vm run", "receive": begins every line it prints */
+	struct runtime_claim claim; /* written under `lock` */
+	char waiting_name[RUNTIME_NAME_MAX + 1]; /* of a receive to which no VM has come */
 	struct server *server;
 	int signal_fd, wake_fd;
 
@@ -28,8 +29,10 @@ struct host {
 	struct job *job;          /* the migration under way, NULL: none */
 	struct job *arrival;      /* the one that brought the VM, once complete, until it leaves */
 	bool vm_here;             /* complete, and this side runs it */
+	bool starting;            /* the guest still fills its memory for the first time */
 	enum jaunt_phase shown;   /* the phase that was told last */
 	uint64_t told_ns;
+	char told_error[1024];
 
 	/* The last migration that ended here. */
 	bool has_arrived, has_left;
@@ -47,13 +50,14 @@ struct host {
 	pthread_mutex_t lock; /* for what the target's factory does on the migration's thread: */
 	void *vm;
 	struct runtime_claim pending; /* the name of the VM that arrives, to be taken over */
+	bool go_back;                 /* it did not come after all: the former name again */
 };
 
 /* Blocks the signals that it handles: call it before any thread is made. */
 int host_open(struct host *host, const char *command, struct jaunt_error *error);
 /* The name to answer to. */
 int host_claim(struct host *host, const char *name, struct jaunt_error *error);
-/* Hands over a VM that runs. */
+/* Hands over a VM that was started; host_run() says when it is at work. */
 void host_adopt(struct host *host, void *vm, const struct guest_facts *facts);
 /* Listens for a VM. `name`: what it is to be called here, NULL: as at the source. Keeps `options`
  * no longer than the call. */
@@ -66,8 +70,15 @@ void host_close(struct host *host);
 /* Takes from the migration that brought the VM what is still of use, and closes it: before the VM
  * is moved on, or destroyed. */
 void host_settle_arrival(struct host *host);
-/* What `status` shows of it. */
+
+/* host_arrival.c: takes over, on the loop's thread, what the migration's has done about names. */
+void host_settle_name(struct host *host);
+
+/* host_describe.c: what `status` shows of it; new references. */
 json_t *host_describe(struct host *host);
+json_t *host_describe_migration(struct job *job, const struct jaunt_status *status);
+/* The guest's account into host->account, if there is a guest. */
+bool host_take_account(struct host *host);
 /* Tells one line on stderr: "vm run: …". */
 void host_say(struct host *host, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "cli/outcome.h"
 #include "cli/snapshot.h"
 #include "cli/text.h"
 #include "cli/tracefile.h"
@@ -113,7 +114,7 @@ static void migrate(struct host *host, struct server_client *client, const json_
 	host_settle_arrival(host);
 	host->shown = JAUNT_PHASE_IDLE;
 	if (job_start_source(&host->job, guest_ops, host->vm, &options, host->wake_fd, &error)) {
-		refuse(client, job_outcome_of_error(&error), &error);
+		refuse(client, outcome_of_error(&error), &error);
 		return;
 	}
 	accept(client);
@@ -154,7 +155,7 @@ static void set(struct host *host, struct server_client *client, const json_t *r
 	else
 		job_set_push(host->job, json_boolean_value(push), &error);
 	if (error.code)
-		refuse(client, job_outcome_of_error(&error), &error);
+		refuse(client, outcome_of_error(&error), &error);
 	else
 		accept(client);
 }

@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cli/outcome.h"
 
 struct job {
 	bool outgoing;
@@ -50,11 +51,6 @@ static void phase_changed(void *context, int phase)
 	wake(context);
 }
 
-enum jaunt_outcome job_outcome_of_error(const struct jaunt_error *error)
-{
-	return strncmp(error->reason, "bad-", 4) == 0 ? JAUNT_USAGE : JAUNT_FAILED;
-}
-
 static void finish(struct job *job, enum jaunt_outcome outcome, const struct jaunt_error *error)
 {
 	pthread_mutex_lock(&job->lock);
@@ -74,7 +70,7 @@ static void *run(void *argument)
 
 	if (job->outgoing) {
 		if (jaunt_source_open(&migration, job->ops, job->vm, &job->options, &error)) {
-			finish(job, job_outcome_of_error(&error), &error);
+			finish(job, outcome_of_error(&error), &error);
 			return NULL;
 		}
 		pthread_mutex_lock(&job->lock);
@@ -88,7 +84,11 @@ static void *run(void *argument)
 		}
 	}
 	int outcome = jaunt_migration_run(migration, &error);
-	finish(job, outcome < 0 ? JAUNT_FAILED : (enum jaunt_outcome)outcome, &error);
+	/* The engine finds a wrong address only as it connects: still a matter of the command line.
+	 */
+	if (outcome < 0 || outcome == JAUNT_FAILED)
+		outcome = outcome_of_error(&error);
+	finish(job, (enum jaunt_outcome)outcome, &error);
 	return NULL;
 }
 

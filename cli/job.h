@@ -41,7 +41,4 @@ int job_set_push(struct job *job, bool push, struct jaunt_error *error);
 /* Waits for the end, which must be near, and closes the migration. */
 void job_close(struct job *job);
 
-/* The exit code for a migration that could not even be opened. */
-enum jaunt_outcome job_outcome_of_error(const struct jaunt_error *error);
-
 #endif

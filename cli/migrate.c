@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cli/client.h"
+#include "cli/outcome.h"
 #include "cli/peer.h"
 #include "cli/progress.h"
 #include "cli/quantity.h"
@@ -300,9 +301,8 @@ static enum jaunt_outcome begin(struct follower *follower,
 	follower->signal_fd = catch_signals(error);
 	if (follower->signal_fd < 0)
 		return JAUNT_FAILED;
-	int result = client_open(&follower->client, arguments->name, error);
-	if (result)
-		return result == -ENOENT ? JAUNT_USAGE : JAUNT_FAILED;
+	if (client_open(&follower->client, arguments->name, error))
+		return outcome_of_error(error);
 	return client_request(&follower->client, request_of(&arguments->options), NULL, error);
 }
 

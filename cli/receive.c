@@ -10,6 +10,7 @@
 #include "cli/guest.h"
 #include "cli/host.h"
 #include "cli/notify.h"
+#include "cli/outcome.h"
 #include "cli/peer.h"
 #include "cli/quantity.h"
 #include "cli/report.h"
@@ -132,6 +133,7 @@ static int start(struct host *host, const struct receive_arguments *arguments,
 	result = claim_waiting_name(host, arguments, port, error);
 	if (result)
 		return result;
+	snprintf(host->waiting_name, sizeof(host->waiting_name), "%s", host->claim.name);
 	peer_format(&arguments->peer, port, listening, sizeof(listening));
 	host_say(host, "ready: listening on %s as %s", listening, host->claim.name);
 	snprintf(state, sizeof(state), "READY=1\nSTATUS=listening on %s\n", listening);
@@ -214,7 +216,7 @@ int command_receive(int argc, char **argv)
 	argp_parse(&argp, argc, argv, 0, NULL, &arguments);
 	if (start(&host, &arguments, &error)) {
 		command_complain("receive", error.text);
-		outcome = job_outcome_of_error(&error);
+		outcome = outcome_of_error(&error);
 	} else {
 		outcome = host_run(&host);
 	}

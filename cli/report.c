@@ -117,7 +117,7 @@ void report_print_arrival(FILE *out, const char *name, const struct jaunt_status
 {
 	char memory[TEXT_ROOM];
 
-	fprintf(out, "%s (%s) came from %s, complete\n", name,
-		text_bytes(memory, sizeof(memory), status->ram_bytes), status->peer);
+	fprintf(out, "%s (%s) came here, complete\n", name,
+		text_bytes(memory, sizeof(memory), status->ram_bytes));
 	print_figures(out, status);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/client.h"
+#include "cli/outcome.h"
 #include "cli/quantity.h"
 
 struct set_arguments {
@@ -55,7 +56,7 @@ int command_set(int argc, char **argv)
 	int opened = client_open(&client, arguments.name, &error);
 	if (opened) {
 		command_complain("set", error.text);
-		return opened == -ENOENT || opened == -EINVAL ? JAUNT_USAGE : JAUNT_FAILED;
+		return outcome_of_error(&error);
 	}
 	enum jaunt_outcome result = client_request(
 		&client, json_pack("{s:s, s:b}", "command", "set", "push", arguments.push), NULL,

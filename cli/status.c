@@ -8,6 +8,7 @@
 
 #include "cli/client.h"
 #include "cli/identity.h"
+#include "cli/outcome.h"
 #include "cli/runtime.h"
 #include "cli/snapshot.h"
 #include "cli/text.h"
@@ -66,7 +67,7 @@ static void describe_migration(char *text, size_t room, const json_t *vm)
 	if (!json_is_object(migration))
 		return;
 	snapshot_parse(&status, migration);
-	const char *way = strcmp(direction, "outgoing") == 0 ? "to" : "from";
+	const char *way = strcmp(direction, "outgoing") == 0 ? "to" : "through";
 	unsigned long long missing = (unsigned long long)status.pages.missing;
 	switch (status.phase) {
 	case JAUNT_PHASE_WAITING:
@@ -203,5 +204,5 @@ int command_status(int argc, char **argv)
 	json_decref(list);
 	if (!result)
 		return JAUNT_DONE;
-	return result == -ENOENT || result == -EINVAL ? JAUNT_USAGE : JAUNT_FAILED;
+	return (int)outcome_of_error(&error);
 }

@@ -9,7 +9,7 @@
 #include "cli/guest.h"
 #include "cli/host.h"
 #include "cli/identity.h"
-#include "cli/notify.h"
+#include "cli/outcome.h"
 #include "cli/quantity.h"
 #include "cli/report.h"
 #include "cli/snapshot.h"
@@ -153,13 +153,11 @@ static int run(struct host *host, struct vm_arguments *arguments, struct jaunt_e
 		return result;
 	}
 	host_adopt(host, vm, &arguments->facts);
-	host_say(host, "ready: %s runs, %s, %u vCPU%s%s, workload %s, process %ld",
-		 arguments->facts.name,
+	host_say(host, "%s: runs, %s, %u vCPU%s%s, workload %s, process %ld", arguments->facts.name,
 		 text_bytes(memory, sizeof(memory), arguments->facts.memory_bytes),
 		 arguments->facts.vcpus, arguments->facts.vcpus == 1 ? "" : "s",
 		 arguments->facts.thread_backed ? " (threads, no KVM)" : "",
 		 arguments->facts.workload, (long)getpid());
-	notify_send("READY=1");
 	return 0;
 }
 
@@ -187,7 +185,7 @@ static int vm_run(int argc, char **argv)
 	enum jaunt_outcome outcome = JAUNT_FAILED;
 	if (run(&host, &arguments, &error)) {
 		command_complain("vm run", error.text);
-		outcome = job_outcome_of_error(&error);
+		outcome = outcome_of_error(&error);
 	} else {
 		outcome = host_run(&host);
 	}
