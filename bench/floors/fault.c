@@ -31,6 +31,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/bits.h"
@@ -56,6 +57,7 @@ static const char help[] =
 	"  --faults N           stop after N faults (default: when all of it is there)\n"
 	"  --push               stream beside it, and stop when the stream ends\n"
 	"  --bulk N             bytes of that stream (default 1G)\n"
+	"  --bulk-nice N        nice value of the threads of that stream (default 0)\n"
 	"  --threshold-us N     do not count touches that took less (default 2)\n"
 	"  --dwell-us N         work between two touches (default 0)\n"
 	"  --pin ROLE=CPUS      run a role on these CPUs; roles: source, source-bulk, vcpu,\n"
@@ -66,6 +68,7 @@ static const char help[] =
 struct options {
 	uint64_t vcpus, working_set, faults, bulk, seed;
 	double threshold_us, dwell_us;
+	int bulk_nice;
 	bool push, samples;
 	const char *cpus[ROLES];
 };
@@ -79,6 +82,13 @@ struct reply {
 	uint64_t offset, unused[3];
 	uint8_t page[PAGE];
 };
+
+/* Of the calling thread alone: Linux keeps it by thread. */
+static void be_nice(const struct options *options)
+{
+	if (options->bulk_nice && setpriority(PRIO_PROCESS, 0, options->bulk_nice))
+		program_fail("nice %d", options->bulk_nice);
+}
 
 /* --- The process that holds the pages --------------------------------------------------------- */
 
@@ -100,6 +110,7 @@ static void *serve(void *argument)
 			continue;
 		}
 		program_pin(serving->options->cpus[SOURCE_BULK]);
+		be_nice(serving->options);
 		for (uint64_t done = 0; done < request.bytes; done += RUN_BYTES)
 			link_send(serving->link, serving->memory + request.offset + done,
 				  RUN_BYTES);
@@ -194,6 +205,7 @@ static void *receive_bulk(void *argument)
 	if (staging == MAP_FAILED)
 		program_fail("staging buffer");
 	struct request request = {options->working_set, options->bulk};
+	be_nice(options);
 	uint64_t start = clock_ns();
 	link_send(target->bulk_link, &request, sizeof(request));
 	for (uint64_t done = 0; done < options->bulk; done += RUN_BYTES) {
@@ -270,6 +282,7 @@ static struct options parse(int count, char **arguments)
 					      {"faults", required_argument, NULL, 'f'},
 					      {"push", no_argument, NULL, 'p'},
 					      {"bulk", required_argument, NULL, 'b'},
+					      {"bulk-nice", required_argument, NULL, 'N'},
 					      {"threshold-us", required_argument, NULL, 't'},
 					      {"dwell-us", required_argument, NULL, 'd'},
 					      {"pin", required_argument, NULL, 'i'},
@@ -294,6 +307,9 @@ static struct options parse(int count, char **arguments)
 			break;
 		case 'b':
 			options.bulk = program_bytes(optarg);
+			break;
+		case 'N':
+			options.bulk_nice = (int)program_count(optarg, 0);
 			break;
 		case 't':
 			options.threshold_us = strtod(optarg, NULL);
@@ -348,8 +364,10 @@ static void report(struct target *target, double seconds)
 	json_object_set_new(object, "faults", json_integer((json_int_t)target->faults));
 	json_object_set_new(object, "seconds", json_real(seconds));
 	json_object_set_new(object, "faults_per_s", json_real((double)target->faults / seconds));
-	if (options->push)
+	if (options->push) {
 		json_object_set_new(object, "bulk_gb_per_s", json_real(target->bulk_gb_per_s));
+		json_object_set_new(object, "bulk_nice", json_integer(options->bulk_nice));
+	}
 	if (options->samples)
 		json_object_set_new(object, "samples_us", report_values(touches, count));
 	json_object_set_new(object, "touch_latency_us", report_percentiles(touches, count));

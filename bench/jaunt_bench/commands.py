@@ -184,7 +184,7 @@ class Migration:
     self.source = self.programs.start(
       [self.programs.jaunt(), 'vm', 'run', 'there', '--memory', str(self.memory),
        '--vcpus', str(self.vcpus), '--workload', self.workload, '--page-size', self.page_size,
-       '--json'], placement.start)
+       '--json'], placement.start_source)
     self.source.wait_for_line('ready:', START_S)
     placement.place_vcpus(self.source.pid)
     deadline = time.monotonic() + POPULATE_S
@@ -198,7 +198,7 @@ class Migration:
   def listen(self):
     self.target = self.programs.start(
       [self.programs.jaunt(), 'receive', 'tcp:127.0.0.1:0', '--as', 'here', '--json'],
-      self.programs.placement.start)
+      self.programs.placement.start_target)
     port = int(self.target.wait_for_line(r'listening on tcp:127\.0\.0\.1:(\d+)', START_S)[1])
     if self.proxy_options is not None:
       proxy = self.programs.start([self.programs.bench('jaunt-proxy'), '--listen', '127.0.0.1:0',
@@ -231,16 +231,16 @@ class Migration:
 
   def _watch(self):
     """Notes the most anonymous memory each side has, and places the vCPUs as they appear."""
-    placed = 0
+    placement = self.programs.placement
+    to_place = self.vcpus if placement.vcpus != placement.target else 0
     while not self.done.is_set():
       for side, process in (('source', self.source), ('target', self.target)):
         self.peak[side] = max(self.peak[side],
                               machine.process_memory(process.pid).get('RssAnon', 0))
-      if placed < self.vcpus:
-        placed = self.programs.placement.place_vcpus(self.target.pid)
+      if to_place:
+        to_place = self.vcpus - placement.place_vcpus(self.target.pid)
       # vCPUs exist for some milliseconds before they run; memory is slow.
-      waiting = placed < self.vcpus and self.programs.placement.vcpus
-      self.done.wait(0.002 if waiting else 0.1)
+      self.done.wait(0.002 if to_place else 0.1)
 
   def target_state(self):
     vm = self.programs.status('here')

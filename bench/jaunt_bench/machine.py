@@ -73,43 +73,59 @@ def warm(size):
 
 
 class Placement:
-  """Which CPUs each role may use; None: any. The roles are those of jaunt-floor-fault."""
+  """Which CPUs the source, the target and the vCPUs may use; None: any.
 
-  NAMES = ('any', 'apart')
+  sides   the source on half of the CPUs, the target with its vCPUs on the other, like two hosts
+  apart   the vCPUs on half of the CPUs, all else on the other
+  any     wherever the kernel likes
+  """
+
+  NAMES = ('sides', 'apart', 'any')
 
   def __init__(self, name):
     available = cpus()
-    if name == 'apart' and len(available) < 2:
-      raise NotHere('placement "apart" needs two CPUs')
+    if name != 'any' and len(available) < 2:
+      raise NotHere(f'placement "{name}" needs two CPUs')
+    half = len(available) // 2
+    low, high = available[:half], available[half:]
     self.name = name
-    self.rest = self.vcpus = None
-    if name == 'apart':
-      # The vCPUs on one half, whatever serves their faults on the other.
-      half = len(available) // 2
-      self.rest, self.vcpus = available[:half], available[half:]
+    self.source, self.target, self.vcpus = {
+      'sides': (low, high, high), 'apart': (low, low, high), 'any': (None, None, None)}[name]
 
   @staticmethod
   def text(which):
     return ','.join(map(str, which)) if which else 'any'
 
   def describe(self):
-    return {'name': self.name, 'vcpu': self.text(self.vcpus), 'rest': self.text(self.rest)}
+    return {'name': self.name, 'source': self.text(self.source), 'target': self.text(self.target),
+            'vcpu': self.text(self.vcpus)}
+
+  def floor_options(self):
+    """For the floors of two processes."""
+    if not self.source:
+      return []
+    return ['--source-cpus', self.text(self.source), '--target-cpus', self.text(self.target)]
 
   def fault_floor_options(self):
-    if not self.rest:
+    if not self.source:
       return []
-    roles = [(role, self.rest) for role in ('source', 'source-bulk', 'handler', 'bulk')]
-    roles.append(('vcpu', self.vcpus))
+    roles = [(role, self.source) for role in ('source', 'source-bulk')]
+    roles += [(role, self.target) for role in ('handler', 'bulk')] + [('vcpu', self.vcpus)]
     return [word for role, which in roles for word in ('--pin', f'{role}={self.text(which)}')]
 
-  def start(self, pid):
-    """A new process whose threads are to inherit where they run."""
-    if self.rest:
-      os.sched_setaffinity(pid, self.rest)
+  def start_source(self, pid):
+    """A new process, whose threads are to inherit where they run."""
+    if self.source:
+      os.sched_setaffinity(pid, self.source)
+
+  def start_target(self, pid):
+    if self.target:
+      os.sched_setaffinity(pid, self.target)
 
   def place_vcpus(self, pid):
-    """Moves the vCPU threads that a process has so far; returns how many there are."""
-    if not self.vcpus:
+    """Moves the vCPU threads that a process has so far, where they are not to run beside its
+    others; returns how many there are."""
+    if self.vcpus == self.target:
       return 0
     found = 0
     for thread in _threads(pid):
