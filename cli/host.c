@@ -123,6 +123,10 @@ static void tell_phase(struct host *host, const struct jaunt_status *status)
 				 name, status->peer);
 		else
 			host_say(host, "%s: runs here now, its pages follow", name);
+		/* The source had committed before it heard of our wish. */
+		if (host->stop_wanted)
+			host_say(host, "%s: the signal came too late to cancel; it goes on", name);
+		host->stop_wanted = false;
 		break;
 	case JAUNT_PHASE_BLOCKED:
 	case JAUNT_PHASE_IN_DOUBT:
@@ -229,17 +233,21 @@ static void stop_asked(struct host *host, const char *by)
 		return;
 	}
 	job_status(host->job, &status);
+	/* Every page is where it belongs and only the farewell is left: it ends by itself. */
+	if (status.phase == JAUNT_PHASE_COMPLETED ||
+	    (!job_outgoing(host->job) && !status.pages.missing)) {
+		host->stop_wanted = true;
+		return;
+	}
 	host_say(host,
-		 "%s refused: %s is committed to %s and %" PRIu64
-		 " pages are still missing; without "
-		 "this process %s (%s). Wait until it is complete, or give it up with `jaunt "
-		 "cancel %s "
-		 "--abandon`",
+		 "%s refused: %s is committed to %s and %" PRIu64 " pages are still missing; "
+		 "without this process %s. Wait until it is complete, or give it up with `jaunt "
+		 "cancel %s --abandon`",
 		 by, host->claim.name, job_outgoing(host->job) ? status.peer : "this host",
 		 status.pages.missing,
 		 job_outgoing(host->job) ? "the guest would lose its memory"
 					 : "the VM would be lost",
-		 error.text, host->claim.name);
+		 host->claim.name);
 }
 
 static void take_signals(struct host *host)

@@ -65,6 +65,8 @@ static void print_figures(FILE *out, const struct jaunt_status *status)
 	}
 	fprintf(out, "  total       %s\n",
 		text_microseconds(a, sizeof(a), status->total_ms * 1000));
+	if (status->trace_error[0])
+		fprintf(out, "  trace       %s\n", status->trace_error);
 	if (!status->pages.total)
 		return;
 	print_pages(out, &status->pages);

@@ -36,6 +36,7 @@ static const struct field fields[] = {
 	TEXT("vm", vm),
 	TEXT("peer", peer),
 	TEXT("mode", mode),
+	TEXT("trace_error", trace_error),
 	COUNT(NULL, "ram_bytes", ram_bytes),
 	REAL(NULL, "total_ms", total_ms),
 	REAL(NULL, "switchover_us", switchover_us),
