@@ -49,6 +49,28 @@ static void gate_closed(void *user, int error)
 
 static const struct channel_events gate_events = {.received = gate_received, .closed = gate_closed};
 
+/* A free place, if need be that of the visitor who has been standing there for longest: a crowd
+ * that says nothing must not keep out the one who would. NULL: all of them have arrived. */
+static struct gate_visitor *place_for(struct gate *gate)
+{
+	struct gate_visitor *oldest = NULL;
+
+	for (unsigned i = 0; i < GATE_PENDING_MAX; i++) {
+		struct gate_visitor *visitor = &gate->visitors[i];
+		if (!visitor->channel)
+			return visitor;
+		if (!visitor->arrived && (!oldest || visitor->deadline_ns < oldest->deadline_ns))
+			oldest = visitor;
+	}
+	if (!oldest)
+		return NULL;
+	if (!oldest->refused)
+		turn_away(oldest, "it said nothing, and others came");
+	channel_free(oldest->channel);
+	oldest->channel = NULL;
+	return oldest;
+}
+
 static void gate_accepted(void *user, struct channel *channel, int error)
 {
 	struct gate *gate = user;
@@ -58,20 +80,18 @@ static void gate_accepted(void *user, struct channel *channel, int error)
 			 strerror(-error));
 		return;
 	}
-	for (unsigned i = 0; i < GATE_PENDING_MAX; i++) {
-		struct gate_visitor *visitor = &gate->visitors[i];
-		if (visitor->channel)
-			continue;
-		*visitor = (struct gate_visitor){
-			.gate = gate,
-			.channel = channel,
-			.deadline_ns = clock_ns() + (uint64_t)gate->timeout_ms * 1000000u};
-		/* The buffer holds just the preamble, so nothing behind it can get lost here. */
-		if (channel_bind(channel, gate->ring, &gate_events, visitor, PREAMBLE_BYTES) < 0)
-			visitor->refused = true;
+	struct gate_visitor *visitor = place_for(gate);
+	if (!visitor) {
+		channel_free(channel);
 		return;
 	}
-	channel_free(channel); /* too many at the door */
+	*visitor = (struct gate_visitor){.gate = gate,
+					 .channel = channel,
+					 .deadline_ns = clock_ns() +
+							(uint64_t)gate->timeout_ms * 1000000u};
+	/* The buffer holds just the preamble, so nothing behind it can get lost here. */
+	if (channel_bind(channel, gate->ring, &gate_events, visitor, PREAMBLE_BYTES) < 0)
+		visitor->refused = true;
 }
 
 int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms)
