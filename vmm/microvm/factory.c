@@ -44,13 +44,13 @@ int microvm_check_room(const char *root, uint64_t bytes, uint64_t page_bytes,
 	uint64_t wanted = bytes + SLACK_BYTES(bytes);
 	if (wanted > room.memory_bytes)
 		return error_set(error, ENOMEM, "no-memory",
-				 "the VM has %" PRIu64 " MiB in use and needs %" PRIu64
+				 "the VM uses %" PRIu64 " MiB and needs %" PRIu64
 				 " MiB here, this host has %" PRIu64
 				 " MiB available: free some memory or choose another host",
 				 bytes >> 20, wanted >> 20, room.memory_bytes >> 20);
 	if (wanted > room.cgroup_bytes_free)
 		return error_set(error, ENOMEM, "cgroup-memory",
-				 "the VM has %" PRIu64 " MiB in use and needs %" PRIu64
+				 "the VM uses %" PRIu64 " MiB and needs %" PRIu64
 				 " MiB here, control group %s allows %" PRIu64
 				 " MiB more (limit %" PRIu64
 				 " MiB): raise its limit (memory.max, or memory.limit_in_bytes)",

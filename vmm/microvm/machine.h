@@ -28,6 +28,7 @@ struct vcpu {
 	atomic_uint command; /* enum guest_command, for its next poll */
 	uint64_t restored_tsc, restored_ns; /* load(): what its TSC is meant to be, and when */
 	struct account account;
+	uint64_t populated; /* bytes of its share that are; its thread, for a VM that starts here */
 	/* KVM */
 	int fd;
 	struct kvm_run *run;
@@ -93,6 +94,9 @@ void memory_destroy(struct microvm *vm);
 int memory_layout(struct microvm *vm, struct jaunt_error *error);
 /* Writes page tables, program and parameters of a VM that starts here. */
 int memory_load_program(struct microvm *vm, struct jaunt_error *error);
+/* Has the kernel allocate a vCPU's share of the working set, in bulk and so more than twice as fast
+ * as by its faults (1 GiB, two vCPUs: 2.4 s against 5.9 s). Goes on where it was interrupted. */
+void memory_populate(struct vcpu *vcpu);
 /* Lets whoever waits for a missing page go on, at the cost of all contents. */
 void memory_release(struct microvm *vm);
 /* What a vCPU's guest program is told; the same at source and target. */

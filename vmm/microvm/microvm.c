@@ -148,6 +148,11 @@ int create_as(struct microvm **out, const struct microvm_config *config, struct 
 	failed = microvm_workload_parse(&vm->workload, config->workload, error);
 	if (!failed)
 		failed = memory_layout(vm, error);
+	/* The factory has asked before, for what is in use at the source. */
+	if (!failed && !tsc_khz)
+		failed = microvm_check_room(
+			NULL, vm->page_bytes == 4096 ? vm->pages_end : vm->memory_bytes,
+			vm->page_bytes, error);
 	if (!failed)
 		failed = install_handler(error);
 	if (!failed)

@@ -78,6 +78,10 @@ static void *vcpu_main(void *argument)
 		atomic_fetch_sub(&vm->parked, 1);
 		allow_entry(vcpu);
 		pthread_mutex_unlock(&vm->lock);
+		if (!vm->loaded) {
+			vcpu_entering(vcpu);
+			memory_populate(vcpu);
+		}
 		if (vm->thread_backed)
 			thread_run(vcpu);
 		else

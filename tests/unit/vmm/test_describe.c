@@ -338,7 +338,7 @@ Test(describe, a_vm_of_holes_needs_room_only_for_what_is_in_use)
 		  error.text);
 	microvm_destroy(vm);
 	*value_of(offer, "memory.resident_bytes") = "8589934592";
-	expect_refused(offer, "no-memory", "8192 MiB in use");
+	expect_refused(offer, "no-memory", "uses 8192 MiB");
 	drop_offer(offer);
 	forget_host();
 }
