@@ -110,9 +110,10 @@ static int create(struct job **out, const struct jaunt_options *options, int wak
 		  struct jaunt_error *error)
 {
 	struct job *job = calloc(1, sizeof(*job));
-	if (!job)
-		return error_set(error, ENOMEM, "no-memory",
-				 "not enough memory to start a migration");
+	if (!job) {
+		error_set(error, ENOMEM, "no-memory", "not enough memory to start a migration");
+		return -ENOMEM;
+	}
 	pthread_mutex_init(&job->lock, NULL);
 	job->options = *options;
 	job->options.peer = copy(options->peer);
@@ -126,8 +127,8 @@ static int create(struct job **out, const struct jaunt_options *options, int wak
 	if (!job->options.peer || (options->mode && !job->options.mode) ||
 	    (options->trace_path && !job->options.trace_path)) {
 		destroy(job);
-		return error_set(error, ENOMEM, "no-memory",
-				 "not enough memory to start a migration");
+		error_set(error, ENOMEM, "no-memory", "not enough memory to start a migration");
+		return -ENOMEM;
 	}
 	*out = job;
 	return 0;

@@ -99,7 +99,7 @@ int lines_put(struct lines *lines, json_t *object)
 		char *grown = realloc(lines->out, lines->out_bytes + length + 1);
 		if (grown) {
 			lines->out = grown;
-			memcpy(grown + lines->out_bytes, text, length);
+			memcpy(grown + lines->out_bytes, text, length + 1);
 			grown[lines->out_bytes + length] = '\n';
 			lines->out_bytes += length + 1;
 		} else {

@@ -52,11 +52,11 @@ static void sweep(struct server *server)
 	size_t kept = 0;
 	for (size_t i = 0; i < server->count; i++) {
 		struct server_client *client = server->clients[i];
-		if (client->dead) {
+		if (client && !client->dead) {
+			server->clients[kept++] = client;
+		} else if (client) {
 			lines_close(&client->lines);
 			free(client);
-		} else {
-			server->clients[kept++] = client;
 		}
 	}
 	server->count = kept;
