@@ -17,6 +17,11 @@
  * last one makes a single entry of them, and one that was read, paused and resumed looks at its
  * state once.
  *
+ * Silent operations. A send completes while it is being submitted, and its completion would end the
+ * very wait that it was submitted with. Where nobody waits for it, IOSQE_CQE_SKIP_SUCCESS leaves it
+ * out; and since such an operation may not wait (MSG_DONTWAIT), after the submission either the
+ * completion of its failure is there or it has succeeded. finish_silent() looks which.
+ *
  * Wake-ups. ring_wake() sets `woken` and, if it was clear, writes to an eventfd on which a read is
  * always in flight. The handler clears `woken` *before* it queues the next read: a waker that comes
  * later writes again and the counter keeps it for that read; one that came earlier found `woken`
@@ -80,6 +85,7 @@ struct ring {
 
 	struct ring_task *tasks, **tasks_end;
 	struct ring_poll *polls;
+	struct ring_operation *silent; /* queued or submitted, and not finished */
 
 	int wake_fd;
 	uint64_t wake_count; /* the kernel's, while wake_read is in flight */
@@ -190,13 +196,25 @@ static bool has_completions(const struct ring *ring)
 	return ring->backlog_first != ring->backlog_end || io_uring_cq_ready(&ring->uring);
 }
 
+static void forget_silent(struct ring *ring, struct ring_operation *operation)
+{
+	struct ring_operation **link = &ring->silent;
+
+	while (*link != operation)
+		link = &(*link)->next;
+	*link = operation->next;
+	operation->silent = false;
+}
+
 /* Returns whether it was somebody's: completions of cancel requests are nobody's. */
-static bool complete(const struct completion *completion)
+static bool complete(struct ring *ring, const struct completion *completion)
 {
 	struct ring_operation *operation = completion->operation;
 
 	if (!operation)
 		return false;
+	if (operation->silent)
+		forget_silent(ring, operation);
 	if (!(completion->flags & IORING_CQE_F_MORE))
 		operation->in_flight = false;
 	operation->done(operation, completion->result, completion->flags);
@@ -211,13 +229,45 @@ static void backlog_add(struct ring *ring, const struct completion *completion)
 		if (!larger) {
 			/* Not reached with bounded channels: the backlog starts as large as the
 			 * completion queue. A callback out of turn is better than a lost one. */
-			complete(completion);
+			complete(ring, completion);
 			return;
 		}
 		ring->backlog = larger;
 		ring->backlog_room = room;
 	}
 	ring->backlog[ring->backlog_end++] = *completion;
+}
+
+/* Whether a silent operation was submitted and has failed in no completion that is still to come.
+ */
+static bool has_succeeded(const struct ring *ring, const struct ring_operation *operation)
+{
+	const struct io_uring_cq *cq = &ring->uring.cq;
+	unsigned head = *cq->khead, tail = io_uring_smp_load_acquire(cq->ktail);
+
+	if ((int)(io_uring_smp_load_acquire(ring->uring.sq.khead) - operation->position) < 0 ||
+	    io_uring_cq_has_overflow(&ring->uring))
+		return false;
+	for (; head != tail; head++)
+		if (cq->cqes[head & cq->ring_mask].user_data == (uintptr_t)operation)
+			return false;
+	for (size_t i = ring->backlog_first; i < ring->backlog_end; i++)
+		if (ring->backlog[i].operation == operation)
+			return false;
+	return true;
+}
+
+static void finish_silent(struct ring *ring)
+{
+	struct ring_operation *next;
+
+	for (struct ring_operation *operation = ring->silent; operation; operation = next) {
+		next = operation->next;
+		if (has_succeeded(ring, operation)) {
+			struct completion completion = {operation, RING_SILENT, 0};
+			complete(ring, &completion);
+		}
+	}
 }
 
 /* Dispatches what is there now; what callbacks bring about waits for the next time, lest one busy
@@ -227,13 +277,14 @@ static int dispatch(struct ring *ring)
 	int events = 0;
 	struct completion completion;
 
+	finish_silent(ring);
 	for (size_t due = ring->backlog_end - ring->backlog_first; due; due--) {
 		if (ring->backlog_first == ring->backlog_end)
 			break; /* a nested ring_cancel() took the rest */
 		completion = ring->backlog[ring->backlog_first++];
 		if (ring->backlog_first == ring->backlog_end)
 			ring->backlog_first = ring->backlog_end = 0;
-		events += complete(&completion);
+		events += complete(ring, &completion);
 	}
 	for (unsigned due = io_uring_cq_ready(&ring->uring); due; due--) {
 		/* A callback may have moved completions to the backlog: those come first. */
@@ -241,7 +292,7 @@ static int dispatch(struct ring *ring)
 			break;
 		if (!take_completion(ring, &completion))
 			break;
-		events += complete(&completion);
+		events += complete(ring, &completion);
 	}
 	return events;
 }
@@ -252,6 +303,8 @@ int ring_wait(struct ring *ring, int64_t timeout_ns)
 	int64_t left = timeout_ns;
 
 	for (;;) {
+		/* What was submitted meanwhile, lest its successor wait for an event. */
+		finish_silent(ring);
 		run_tasks(ring);
 		bool ready = has_completions(ring);
 		bool wait = !ready && timeout_ns != 0;
@@ -319,6 +372,22 @@ struct io_uring_sqe *ring_prepare(struct ring *ring, struct ring_operation *oper
 	return sqe;
 }
 
+bool ring_has_silence(const struct ring *ring)
+{
+	return ring->uring.features & IORING_FEAT_CQE_SKIP;
+}
+
+struct io_uring_sqe *ring_prepare_silent(struct ring *ring, struct ring_operation *operation)
+{
+	struct io_uring_sqe *sqe = ring_prepare(ring, operation);
+
+	operation->silent = true;
+	operation->position = ring->uring.sq.sqe_tail;
+	operation->next = ring->silent;
+	ring->silent = operation;
+	return sqe;
+}
+
 void ring_cancel_later(struct ring *ring, struct ring_operation *operation)
 {
 	if (!operation->in_flight)
@@ -336,18 +405,25 @@ static void complete_from_backlog(struct ring *ring, struct ring_operation *oper
 			continue;
 		struct completion completion = ring->backlog[i];
 		ring->backlog[i].operation = NULL;
-		complete(&completion);
+		complete(ring, &completion);
 	}
 }
 
 void ring_cancel(struct ring *ring, struct ring_operation *operation)
 {
 	complete_from_backlog(ring, operation);
+	if (operation->silent)
+		enter(ring, 0, false, NO_TIMEOUT); /* then it is over */
 	while (operation->in_flight) {
 		struct completion completion;
+		if (operation->silent && has_succeeded(ring, operation)) {
+			completion = (struct completion){operation, RING_SILENT, 0};
+			complete(ring, &completion);
+			return;
+		}
 		if (ring->failed) {
 			completion = (struct completion){operation, ring->failed, 0};
-			complete(&completion);
+			complete(ring, &completion);
 			return;
 		}
 		if (!take_completion(ring, &completion)) {
@@ -358,7 +434,7 @@ void ring_cancel(struct ring *ring, struct ring_operation *operation)
 			if (error && !is_transient(error))
 				ring->failed = error;
 		} else if (completion.operation == operation) {
-			complete(&completion);
+			complete(ring, &completion);
 		} else if (completion.operation) {
 			backlog_add(ring, &completion);
 		}

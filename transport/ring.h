@@ -10,6 +10,7 @@
 #ifndef TRANSPORT_RING_H
 #define TRANSPORT_RING_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -61,11 +62,25 @@ void ring_watch_remove(struct ring_watch *watch);
 struct ring_operation {
 	void (*done)(struct ring_operation *operation, int result, unsigned cqe_flags);
 	bool in_flight;
+	/* the ring's own */
+	bool silent;
+	unsigned position;
+	struct ring_operation *next;
 };
 
 /* A fresh submission entry tied to `operation`, never NULL (submits when the queue is full); the
  * caller preps it with an io_uring_prep_ function at once. */
 struct io_uring_sqe *ring_prepare(struct ring *ring, struct ring_operation *operation);
+
+/* Whether the kernel (Linux 5.17) can leave out the completion of what succeeds. */
+bool ring_has_silence(const struct ring *ring);
+
+/* As ring_prepare(), for an operation that is over once it is submitted: one that neither waits nor
+ * is polled for (MSG_DONTWAIT). The caller preps it and sets IOSQE_CQE_SKIP_SUCCESS. If all went
+ * well `done` gets RING_SILENT, and the ring_wait() that submitted it does not return for that: so
+ * a request goes out and its answer is waited for in one system call. */
+struct io_uring_sqe *ring_prepare_silent(struct ring *ring, struct ring_operation *operation);
+#define RING_SILENT INT_MAX
 
 /* Asks the kernel to end an operation that is in flight; `done` follows, mostly with -ECANCELED. */
 void ring_cancel_later(struct ring *ring, struct ring_operation *operation);

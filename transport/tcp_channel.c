@@ -46,9 +46,10 @@
 #include "transport/ring.h"
 #include "transport/tcp.h"
 
-#define QUEUE      64     /* messages */
-#define VECTORS    64     /* of one sendmsg */
-#define SEND_BYTES MIB(1) /* of one sendmsg, unless a single message is longer */
+#define QUEUE        64      /* messages */
+#define VECTORS      64      /* of one sendmsg */
+#define SILENT_BYTES KIB(16) /* of one sendmsg without a completion */
+#define SEND_BYTES   MIB(1)  /* of one sendmsg, unless a single message is longer */
 
 struct message {
 	uint8_t head[CHANNEL_HEAD_MAX];
@@ -65,6 +66,8 @@ struct outgoing {
 	size_t sent_of_first; /* bytes of the first message that the kernel has */
 	struct iovec vectors[VECTORS];
 	struct msghdr header;
+	size_t batch_bytes; /* of the send in flight */
+	bool loud;          /* the last silent send came back short: the next one may wait */
 };
 
 struct tcp_channel {
@@ -140,6 +143,12 @@ static void die(struct tcp_channel *channel, int error)
 		ring_undefer(channel->ring, &channel->task);
 		/* The peer learns now, not when the owner gets round to freeing. */
 		shutdown(channel->fd, SHUT_RDWR);
+		if (channel->send.silent) {
+			/* Over in fact; the ring would only say so after the next event. */
+			channel->unbinding = true;
+			ring_cancel(channel->ring, &channel->send);
+			channel->unbinding = false;
+		}
 		ring_cancel_later(channel->ring, &channel->receive);
 		ring_cancel_later(channel->ring, &channel->send);
 		ring_cancel_later(channel->ring, &channel->hangup);
@@ -163,6 +172,16 @@ static void add_vector(struct msghdr *header, const uint8_t *data, size_t bytes,
 	*skip = 0;
 }
 
+/* Where nobody hears of it anyway, a small send need not end the wait it goes out with. A queue
+ * that is filling up does: its owner may be waiting for room. */
+static bool may_be_silent(const struct tcp_channel *channel)
+{
+	const struct outgoing *out = channel->out;
+
+	return !channel->events->sent && !out->loud && out->count <= QUEUE / 2 &&
+	       out->batch_bytes <= SILENT_BYTES && ring_has_silence(channel->ring);
+}
+
 static void submit_send(struct tcp_channel *channel)
 {
 	struct outgoing *out = channel->out;
@@ -178,7 +197,17 @@ static void submit_send(struct tcp_channel *channel)
 		add_vector(&out->header, message->head, message->head_bytes, &skip);
 		add_vector(&out->header, message->payload, message->payload_bytes, &skip);
 	}
-	struct io_uring_sqe *sqe = ring_prepare(channel->ring, &channel->send);
+	out->batch_bytes = bytes - out->sent_of_first;
+	struct io_uring_sqe *sqe;
+	if (may_be_silent(channel)) {
+		sqe = ring_prepare_silent(channel->ring, &channel->send);
+		io_uring_prep_sendmsg(sqe, channel->fd, &out->header,
+				      MSG_NOSIGNAL | MSG_WAITALL | MSG_DONTWAIT);
+		sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+		return;
+	}
+	out->loud = false;
+	sqe = ring_prepare(channel->ring, &channel->send);
 	io_uring_prep_sendmsg(sqe, channel->fd, &out->header, MSG_NOSIGNAL | MSG_WAITALL);
 }
 
@@ -206,6 +235,10 @@ static void send_done(struct ring_operation *operation, int result, unsigned fla
 {
 	struct tcp_channel *channel = container_of(operation, struct tcp_channel, send);
 
+	if (result == RING_SILENT)
+		result = (int)channel->out->batch_bytes;
+	else if (!channel->out->loud && result < (int)channel->out->batch_bytes)
+		channel->out->loud = true;
 	if (result > 0) {
 		count(&channel->sent_bytes, result);
 		advance(channel, (size_t)result);

@@ -37,6 +37,7 @@ struct end {
 };
 
 extern const struct channel_events end_events;
+extern const struct channel_events quiet_events; /* without `sent` */
 
 struct pair {
 	struct ring *ring;

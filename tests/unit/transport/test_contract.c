@@ -143,6 +143,106 @@ Test(contract, bytes_sent_before_the_peer_binds_wait_for_it)
 	pair_close(&pair);
 }
 
+/* --- Without `sent`
+ * ------------------------------------------------------------------------------------ */
+
+static void bind_quietly(size_t receive_bytes)
+{
+	pair_open(&pair);
+	cr_assert_eq(channel_bind(pair.left.channel, pair.ring, &quiet_events, &pair.left,
+				  receive_bytes),
+		     0);
+	cr_assert_eq(channel_bind(pair.right.channel, pair.ring, &end_events, &pair.right,
+				  receive_bytes),
+		     0);
+}
+
+static void answer(struct end *end)
+{
+	cr_assert_eq(channel_send(end->channel, "answer", 6, NULL, 0, 0), 0);
+}
+
+Test(contract, requests_and_answers_work_without_sent)
+{
+	bind_quietly(4096);
+	pair.right.hook = answer;
+	for (unsigned i = 1; i <= 1000; i++) {
+		cr_assert_eq(channel_send(pair.left.channel, "request", 7, NULL, 0, 0), 0);
+		wait_until(pair.ring, pair.left.count == i * 6);
+	}
+	cr_assert_eq(channel_totals(pair.left.channel).sent_bytes, 7000);
+	pair_close(&pair);
+}
+
+Test(contract, messages_queued_before_and_after_a_submission_all_go_out_without_sent)
+{
+	bind_quietly(4096);
+	for (unsigned i = 1; i <= 100; i++) {
+		cr_assert_eq(channel_send(pair.left.channel, "first", 5, NULL, 0, 0), 0);
+		cr_assert_eq(ring_submit(pair.ring), 0);
+		cr_assert_eq(channel_send(pair.left.channel, "second", 6, NULL, 0, 0), 0);
+		wait_until(pair.ring, pair.right.count == i * 11);
+	}
+	pair_close(&pair);
+}
+
+Test(contract, a_peer_that_does_not_read_loses_nothing_without_sent)
+{
+	static uint8_t payload[1000];
+	uint32_t sent = 0, seen = 0;
+
+	bind_quietly(KIB(64));
+	channel_pause(pair.right.channel, true);
+	/* Until the peer holds up the queue itself: each message goes out by itself before. */
+	while (channel_send(pair.left.channel, &sent, 4, payload, sizeof(payload), 0) == 0) {
+		sent++;
+		settle_ring(pair.ring);
+	}
+	cr_assert_gt(sent, 1000);
+	channel_pause(pair.right.channel, false);
+	/* Room comes back without anybody being told. */
+	wait_until(pair.ring, channel_room(pair.left.channel));
+	cr_assert_eq(channel_send(pair.left.channel, &sent, 4, payload, sizeof(payload), 0), 0);
+	sent++;
+	wait_until(pair.ring, pair.right.count == sent * (4 + sizeof(payload)));
+	for (uint32_t i = 0; i < sent; i++) {
+		memcpy(&seen, pair.right.bytes + i * (4 + sizeof(payload)), 4);
+		cr_assert_eq(seen, i);
+	}
+	pair_close(&pair);
+}
+
+Test(contract, a_channel_without_sent_can_be_freed_and_unbound_right_after_sending)
+{
+	bind_quietly(4096);
+	cr_assert_eq(channel_send(pair.left.channel, "one", 3, NULL, 0, 0), 0);
+	cr_assert_eq(ring_submit(pair.ring), 0);
+	channel_unbind(pair.left.channel);
+	cr_assert_eq(channel_bind(pair.left.channel, pair.ring, &quiet_events, &pair.left, 4096),
+		     0);
+	cr_assert_eq(channel_send(pair.left.channel, "two", 3, NULL, 0, 0), 0);
+	cr_assert_eq(ring_submit(pair.ring), 0);
+	channel_free(pair.left.channel);
+	pair.left.channel = NULL;
+	wait_until(pair.ring, pair.right.closed);
+	cr_assert_eq(pair.right.count, 6);
+	cr_assert_eq(memcmp(pair.right.bytes, "onetwo", 6), 0);
+	pair_close(&pair);
+}
+
+Test(contract, a_channel_without_sent_is_closed_when_its_peer_goes)
+{
+	bind_quietly(4096);
+	channel_free(pair.right.channel);
+	pair.right.channel = NULL;
+	while (!pair.left.closed) {
+		int result = channel_send(pair.left.channel, "x", 1, NULL, 0, 0);
+		cr_assert(result == 0 || result == -EPIPE || result == -EAGAIN);
+		cr_assert_geq(ring_wait(pair.ring, -1), 0);
+	}
+	pair_close(&pair);
+}
+
 /* --- Consuming in parts
  * ------------------------------------------------------------------------------- */
 
