@@ -28,15 +28,17 @@
 #include "jaunt.h"
 
 enum inject_point {
-	INJECT_DATA_FLIP,    /* flip one bit of a payload */
-	INJECT_DATA_LOSE,    /* do not send a run of pages, go on as if it had been sent */
-	INJECT_DATA_TEAR,    /* the second half of a page comes from elsewhere */
-	INJECT_DATA_TWICE,   /* send a run of pages twice */
-	INJECT_DATA_STALE,   /* send an older valid copy of a page */
-	INJECT_REPLY_DELAY,  /* answer a demand fetch late, by delay_us */
-	INJECT_CHANNEL_DROP, /* go silent: nothing is sent on the channel any more */
-	INJECT_CHANNEL_CUT,  /* shut the channel down */
-	INJECT_KILL_PREPARE, /* SIGKILL this process: before the pause */
+	INJECT_DATA_FLIP,       /* flip one bit of a payload */
+	INJECT_DATA_LOSE,       /* do not send a run of pages, go on as if it had been sent */
+	INJECT_DATA_TEAR,       /* the second half of a page comes from elsewhere */
+	INJECT_DATA_TWICE,      /* send a run of pages twice */
+	INJECT_DATA_STALE,      /* send an older valid copy of a page */
+	INJECT_REPLY_DELAY,     /* answer a demand fetch late, by delay_us */
+	INJECT_CHANNEL_DROP,    /* go silent: nothing is sent on the channel any more */
+	INJECT_CHANNEL_CUT,     /* shut the channel down */
+	INJECT_LINK_CUT_LOADED, /* target: the control link ends before LOADED is sent */
+	INJECT_LINK_CUT_COMMIT, /* source: it ends with COMMIT recorded, before it is sent */
+	INJECT_KILL_PREPARE,    /* SIGKILL this process: before the pause */
 	INJECT_KILL_SWITCHOVER,
 	INJECT_KILL_BEFORE_COMMIT,
 	INJECT_KILL_AFTER_COMMIT,

@@ -138,6 +138,8 @@ static int commit(struct source *source, struct jaunt_error *error)
 	message.message_case = JAUNT__CONTROL__MESSAGE_COMMIT;
 	message.commit = &body;
 	source->commit_ns = clock_ns();
+	if (inject_fires(INJECT_LINK_CUT_COMMIT))
+		channel_shutdown(source->link.channel);
 	link_send(&source->link, &message);
 	ring_submit(source->ring);
 	inject_kill(INJECT_KILL_AFTER_COMMIT);

@@ -6,15 +6,32 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/inject.h"
 
-#define STALE_MAX (UINT64_C(256) << 20) /* bytes of memory that are kept as they were */
+#define STALE_MAX      (UINT64_C(256) << 20) /* bytes of memory that are kept as they were */
+#define STALE_PAGES    512u  /* so many are to have changed before the VM is paused… */
+#define STALE_PATIENCE 200u  /* …unless it does not write: waits at most, */
+#define STALE_PAUSE_US 5000u /* each of so long */
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
 static uint8_t *old;
 static const struct guest_region *old_region;
 static uint64_t old_pages;
+
+/* How many pages differ from their old copies, as far as `enough`. */
+static uint64_t count_changed(uint64_t enough)
+{
+	uint64_t size = old_region->page_bytes, changed = 0;
+	uint8_t *now = malloc(size);
+
+	for (uint64_t page = 0; now && page < old_pages && changed < enough; page++)
+		if (guestmem_read(old_region, page, 1, now) == 0)
+			changed += memcmp(old + page * size, now, size) != 0;
+	free(now);
+	return changed;
+}
 
 void tamper_prepare(const struct guestmem *memory)
 {
@@ -28,6 +45,9 @@ void tamper_prepare(const struct guestmem *memory)
 	old = malloc(old_pages * old_region->page_bytes);
 	if (!old || guestmem_read(old_region, 0, old_pages, old) < 0)
 		old_pages = 0;
+	/* A guest that the scheduler kept from running meanwhile has nothing stale to offer yet. */
+	for (unsigned i = 0; i < STALE_PATIENCE && count_changed(STALE_PAGES) < STALE_PAGES; i++)
+		usleep(STALE_PAUSE_US);
 	pthread_mutex_unlock(&mutex);
 }
 

@@ -363,6 +363,8 @@ static int receive_state(struct target *target, struct jaunt_error *error)
 	pthread_mutex_lock(&target->base.mutex);
 	target->base.loaded = true; /* before it can be heard */
 	pthread_mutex_unlock(&target->base.mutex);
+	if (inject_fires(INJECT_LINK_CUT_LOADED))
+		channel_shutdown(target->link.channel);
 	link_send(&target->link, &message);
 	return 0;
 }

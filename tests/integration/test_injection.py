@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fault injection breaks is found: by the guest's own check, and by --verify before the guest.
+
+That no migration of the other tests shows an error means something only because of these.
+"""
+
+import os
+import unittest
+
+import cases
+import migrating
+import recovery
+from migrating import CANCELLED, DONE, FAILED, INCOMPLETE, UNKNOWN
+
+# Some pages in the middle of a working set that is nearly all of memory: the guest looks at all of
+# it in its last check. The first pages of a migration are the guest's program and tables.
+SOME = "nth=3000,every=400,count=5"
+CORRUPTIONS = {
+    "flip": f"source.data.flip:{SOME},seed=3",
+    # A run ends before a page that was lost, which is then read again: it takes more than a run
+    # (64 pages) in a row to lose one for certain.
+    "lose": "source.data.lose:nth=3000,every=1,count=80",
+    "tear": f"source.data.tear:{SOME}",
+    # Only pages of which there is an older copy count, those that the guest wrote at the end; some
+    # are its accounts, which no check covers.
+    "stale": "source.data.stale:nth=1,every=2,count=80",
+}
+ALWAYS = {
+    "flip": "source.data.flip:every=1",
+    "lose": "source.data.lose:every=1",
+    "tear": "source.data.tear:every=1",
+    "stale": "source.data.stale:every=1",
+}
+
+
+def busy(**settings):
+    return cases.Case(**{"workload": "random", "working_set": 90, "check": 1,
+                         **recovery.backing(), **settings})
+
+
+class Interrupted(unittest.TestCase):
+    def setUp(self):
+        if os.environ.get("JAUNT_TEST_INJECT") != "1":
+            self.skipTest("built without the points of fault injection (-Dinject=true)")
+        self.site = migrating.Site()
+        self.addCleanup(self.site.__exit__, None, None, None)
+
+    def run(self, result=None):
+        """With all that the commands said, where a test fails."""
+        def told(method):
+            def wrapped():
+                try:
+                    method()
+                except AssertionError as failure:
+                    raise AssertionError(f"{failure}\n{self.site.transcript()}") from failure
+            return wrapped
+        setattr(self, self._testMethodName, told(getattr(self, self._testMethodName)))
+        return super().run(result)
+
+    def begin(self, case, source=None, target=None, **how):
+        return recovery.begin(self.site, case, {"JAUNT_INJECT": source} if source else None,
+                              {"JAUNT_INJECT": target} if target else None, **how)
+
+
+class Corruption(Interrupted):
+    def check_the_guest_notices(self, kind):
+        _, target, command, _ = self.begin(busy(), CORRUPTIONS[kind])
+        self.assertEqual(command.wait(60), DONE)
+        report = cases.stop(target)
+        self.assertEqual(report["result"], "completed")
+        self.assertGreater(report["guest"]["memory_errors"], 0)
+        self.assertEqual(report["guest"]["self_check"], "errors")
+        self.assertTrue(report["guest"]["first_error"])
+        self.assertEqual(report["exit_code"], FAILED)
+        self.assertEqual(report["verified_pages"], 0)
+
+    def check_verify_repairs(self, kind):
+        # Of what may fire on the same page again when it is fetched again, once is enough.
+        points = "source.data.stale:nth=20" if kind == "stale" else CORRUPTIONS[kind]
+        _, target, command, _ = self.begin(busy(verify=True, streams=2), points)
+        self.assertEqual(command.wait(60), DONE)
+        self.assertGreater(command.json()["mismatched_pages"], 0)
+        report = cases.stop(target)
+        self.assertEqual(report["result"], "completed")
+        self.assertGreater(report["mismatched_pages"], 0)
+        self.assertGreaterEqual(report["verified_pages"], report["pages"]["total"])
+        cases.check_pages(report, "receive")
+        cases.check_guest(report["guest"], "receive", worked=False)
+
+    def check_verify_blocks(self, kind):
+        source, target, command, _ = self.begin(busy(verify=True), ALWAYS[kind])
+        status = recovery.until_phase(self.site, "b", "blocked")
+        recovery.check_blocked(status, ["verify"])
+        self.assertGreater(status["migration"]["mismatched_pages"], 0)
+        status = recovery.until_phase(self.site, "a", "blocked")
+        self.assertEqual(status["migration"]["reason"], "verify")
+        status = recovery.until_still(self.site, "b")
+        recovery.check_blocked(status, ["verify"])
+        recovery.refuses_signals(self.site, target, "b")
+        report = recovery.abandon_target(self.site, target)
+        self.assertGreater(report["pages"]["missing"], 0)
+        recovery.resume_at_source(self.site, source, command)
+        # The source's memory was never touched: its guest finds nothing.
+        report = cases.stop(source)
+        cases.check_guest(report["guest"], "vm run", worked=False)
+
+    def test_pages_sent_twice_do_no_harm(self):
+        for verify in (False, True):
+            with migrating.Site() as site:
+                case = busy(verify=verify)
+                report = cases.run(site, case, {
+                    "JAUNT_INJECT": "source.data.twice:nth=50,every=500,count=10"})
+                self.assertGreater(report["pages"]["duplicate"], 0)
+
+    def test_answers_that_come_late_do_no_harm(self):
+        cases.run(self.site, busy(), {
+            "JAUNT_INJECT": "source.reply.delay:every=2,count=40,delay_us=3000"})
+
+
+def add_corruption(kind):
+    setattr(Corruption, f"test_without_verify_the_guest_itself_notices_{kind}",
+            lambda self: self.check_the_guest_notices(kind))
+    setattr(Corruption, f"test_with_verify_{kind}_is_noticed_and_fetched_again",
+            lambda self: self.check_verify_repairs(kind))
+    setattr(Corruption, f"test_with_verify_a_lasting_{kind}_blocks_and_shows_the_guest_nothing",
+            lambda self: self.check_verify_blocks(kind))
+
+
+for each in CORRUPTIONS:
+    add_corruption(each)
+
+
+class Channels(Interrupted):
+    def test_a_cut_page_channel_blocks_both_sides_and_the_source_can_run_it_again(self):
+        case = busy(push="off")
+        source, target, command, _ = self.begin(case, "source.channel.cut:nth=20")
+        status = recovery.until_phase(self.site, "b", "blocked")
+        recovery.check_blocked(status, ["link-lost"])
+        recovery.check_blocked(recovery.until_still(self.site, "b"), ["link-lost"])
+        recovery.abandon_target(self.site, target)
+        recovery.resume_at_source(self.site, source, command)
+        recovery.moves_now(self.site, case, source)
+
+    def test_answers_that_never_come_leave_the_page_to_the_stream(self):
+        case = busy(push="off")
+        source, target, command, _ = self.begin(case, "source.channel.drop:nth=20,every=1")
+        status = recovery.until_still(self.site, "b")
+        self.assertGreater(status["migration"]["pages"]["missing"], 0)
+        self.assertEqual(status["guest"]["memory_errors"], 0)
+        self.assertEqual(self.site.run("set", "a", "push=on")[0], DONE)
+        self.assertEqual(command.wait(60), DONE)
+        self.assertEqual(source.wait(), DONE)
+        cases.finish(self.site, case, target)
+
+    def test_a_link_lost_before_loaded_is_heard_leaves_the_vm_at_the_source(self):
+        case = busy()
+        source, target, command, _ = self.begin(case, target="target.link.cut.loaded")
+        self.assertEqual(command.wait(), FAILED)
+        self.assertEqual(command.json()["vm_is_at"], "source")
+        recovery.runs_at_source(self.site, source)
+        # The target cannot know that, and keeps still.
+        status = recovery.until_phase(self.site, "b", "in-doubt")
+        self.assertEqual(status["migration"]["vm_is_at"], "unknown")
+        self.assertEqual(status["guest"]["operations_since_arrival"], 0)
+        code, answer = self.site.run("resume", "b", "--peer-fenced")
+        self.assertIn(code, (FAILED, INCOMPLETE))
+        self.assertTrue(any("only at the source" in line for line in answer.output["stderr"]))
+        self.assertTrue(target.running())
+        self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
+        self.assertEqual(target.wait(), target.json()["exit_code"])
+        recovery.moves_now(self.site, case, source)
+
+    def test_a_link_lost_before_commit_is_heard_leaves_it_unknown_until_one_side_is_fenced(self):
+        case = busy()
+        source, target, command, _ = self.begin(case, "source.link.cut.commit")
+        status = recovery.until_phase(self.site, "a", "blocked")
+        self.assertEqual(status["migration"]["vm_is_at"], "unknown")
+        status = recovery.until_phase(self.site, "b", "in-doubt")
+        self.assertEqual(status["migration"]["vm_is_at"], "unknown")
+        # Neither runs it.
+        self.assertEqual(status["guest"]["operations_since_arrival"], 0)
+        recovery.until_still(self.site, "a")
+        source.signal(migrating.signal.SIGTERM)
+        source.line("SIGTERM refused")
+        self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
+        target.wait()
+        recovery.resume_at_source(self.site, source, command)
+        recovery.moves_now(self.site, case, source)
+
+    def test_giving_up_what_is_in_doubt_says_unknown(self):
+        source, target, command, _ = self.begin(busy(), "source.link.cut.commit")
+        recovery.until_phase(self.site, "a", "blocked")
+        self.assertEqual(self.site.run("cancel", "a", "--abandon")[0], DONE)
+        self.assertEqual(source.wait(), UNKNOWN)
+        self.assertEqual(command.wait(), UNKNOWN)
+        report = command.json()
+        self.assertEqual((report["result"], report["vm_is_at"]), ("unknown", "unknown"))
+        self.assertTrue(target.running())
+
+
+class Killed(Interrupted):
+    def check_target_killed_before_commit(self, point):
+        case = busy()
+        source, target, command, _ = self.begin(case, target=f"target.side.kill.{point}")
+        self.assertEqual(command.wait(), FAILED)
+        report = command.json()
+        self.assertEqual((report["result"], report["vm_is_at"]), ("failed", "source"))
+        self.assertTrue(report["reason"])
+        self.assertEqual(target.wait(), -9)
+        recovery.runs_at_source(self.site, source)
+        recovery.moves_now(self.site, case, source)
+
+    def check_target_killed_after_commit(self, point, places):
+        case = busy(push="off")
+        source, target, command, _ = self.begin(case, target=f"target.side.kill.{point}")
+        status = recovery.until_phase(self.site, "a", "blocked")
+        self.assertIn(status["migration"]["vm_is_at"], places)
+        self.assertEqual(target.wait(), -9)
+        recovery.refuses_signals(self.site, source, "a")
+        recovery.resume_at_source(self.site, source, command)
+        recovery.moves_now(self.site, case, source)
+
+    def check_source_killed_before_loaded(self, point):
+        source, target, command, _ = self.begin(busy(), f"source.side.kill.{point}")
+        self.assertEqual(source.wait(), -9)
+        self.assertEqual(command.wait(), UNKNOWN)
+        self.assertEqual(command.json()["vm_is_at"], "unknown")
+        # It never had all of it, knows so, and runs nothing.
+        self.assertIn(target.wait(), (FAILED, CANCELLED))
+        self.assertEqual(target.json()["vm_is_at"], "source")
+
+    def test_a_target_killed_while_preparing_leaves_the_vm_at_the_source(self):
+        self.check_target_killed_before_commit("prepare")
+
+    def test_a_target_killed_at_the_switchover_leaves_the_vm_at_the_source(self):
+        self.check_target_killed_before_commit("switchover")
+
+    def test_a_target_killed_before_commit_leaves_the_vm_at_the_source(self):
+        self.check_target_killed_before_commit("before-commit")
+
+    def test_a_target_killed_after_commit_leaves_it_unknown_and_the_source_can_run_it(self):
+        self.check_target_killed_after_commit("after-commit", ["unknown"])
+
+    def test_a_target_killed_in_post_copy_blocks_and_the_source_can_run_it(self):
+        self.check_target_killed_after_commit("postcopy:nth=4", ["blocked", "unknown"])
+
+    def test_a_source_killed_while_preparing_ends_the_target(self):
+        self.check_source_killed_before_loaded("prepare")
+
+    def test_a_source_killed_at_the_switchover_ends_the_target(self):
+        self.check_source_killed_before_loaded("switchover")
+
+    def test_a_source_killed_before_commit_leaves_the_target_in_doubt(self):
+        source, target, command, _ = self.begin(busy(), "source.side.kill.before-commit")
+        self.assertEqual(source.wait(), -9)
+        self.assertEqual(command.wait(), UNKNOWN)
+        self.assertEqual(command.json()["vm_is_at"], "unknown")
+        status = recovery.until_phase(self.site, "b", "in-doubt")
+        self.assertEqual(status["guest"]["operations_since_arrival"], 0)
+        self.assertTrue(target.running())
+        self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
+        target.wait()
+
+    def test_a_source_killed_right_after_commit_leaves_a_target_that_reads_no_zeros(self):
+        source, target, command, _ = self.begin(busy(push="off"), "source.side.kill.after-commit")
+        self.assertEqual(source.wait(), -9)
+        code = command.wait()
+        self.assertIn(code, (INCOMPLETE, UNKNOWN))
+        status = recovery.until_phase(self.site, "b", "blocked", "in-doubt")
+        self.assertEqual(recovery.until_still(self.site, "b")["guest"]["memory_errors"], 0)
+        self.assertGreater(status["migration"]["pages"]["missing"], 0)
+        self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
+        target.wait()
+
+    def test_a_source_killed_in_post_copy_blocks_the_target(self):
+        source, target, command, _ = self.begin(busy(push="off"), "source.side.kill.postcopy:nth=8")
+        self.assertEqual(source.wait(), -9)
+        self.assertEqual(command.wait(), INCOMPLETE)
+        self.assertEqual(command.json()["vm_is_at"], "blocked")
+        recovery.until_phase(self.site, "b", "blocked")
+        recovery.check_blocked(recovery.until_still(self.site, "b"), ["link-lost", "connection-lost"])
+        recovery.abandon_target(self.site, target)
+
+
+if __name__ == "__main__":
+    migrating.main()
