@@ -17,9 +17,12 @@
 
 #define MSR_TSC 0x10
 
+#define MOST_MSRS (sizeof((struct microvm *)0)->msrs / sizeof(uint32_t))
+
+/* As struct kvm_msrs, with room for its entries. */
 struct msrs {
-	struct kvm_msrs head;
-	struct kvm_msr_entry entries[sizeof((struct microvm *)0)->msrs / sizeof(uint32_t)];
+	__u32 nmsrs, pad;
+	struct kvm_msr_entry entries[MOST_MSRS];
 };
 
 static int refused(struct jaunt_error *error, const struct vcpu *vcpu, const char *what)
@@ -38,9 +41,9 @@ int cpu_probe_msrs(struct vcpu *vcpu, struct jaunt_error *error)
 	unsigned kept = 0;
 	bool tsc = false;
 	for (unsigned i = 0; i < vm->msr_count; i++) {
-		struct msrs msrs = {.head.nmsrs = 1};
+		struct msrs msrs = {.nmsrs = 1};
 		msrs.entries[0].index = vm->msrs[i];
-		if (ioctl(vcpu->fd, KVM_GET_MSRS, &msrs.head) != 1)
+		if (ioctl(vcpu->fd, KVM_GET_MSRS, &msrs) != 1)
 			continue;
 		tsc |= vm->msrs[i] == MSR_TSC;
 		vm->msrs[kept++] = vm->msrs[i];
@@ -55,17 +58,17 @@ int cpu_probe_msrs(struct vcpu *vcpu, struct jaunt_error *error)
 
 static int save_msrs(struct vcpu *vcpu, struct state_writer *writer, struct jaunt_error *error)
 {
-	struct msrs msrs = {.head.nmsrs = vcpu->vm->msr_count};
-	struct state_msr saved[sizeof msrs.entries / sizeof msrs.entries[0]];
+	struct msrs msrs = {.nmsrs = vcpu->vm->msr_count};
+	struct state_msr saved[MOST_MSRS];
 	struct state_clock clock = {0};
 	unsigned count = 0;
-	for (unsigned i = 0; i < msrs.head.nmsrs; i++)
+	for (unsigned i = 0; i < msrs.nmsrs; i++)
 		msrs.entries[i].index = vcpu->vm->msrs[i];
-	int got = ioctl(vcpu->fd, KVM_GET_MSRS, &msrs.head);
+	int got = ioctl(vcpu->fd, KVM_GET_MSRS, &msrs);
 	if (got < 0)
 		return refused(error, vcpu, "KVM_GET_MSRS");
 	clock.monotonic_ns = clock_ns();
-	if (got != (int)msrs.head.nmsrs)
+	if (got != (int)msrs.nmsrs)
 		return error_set(error, EIO, "kvm", "vCPU %u: KVM does not tell MSR 0x%x any more",
 				 vcpu->index, msrs.entries[got].index);
 	for (int i = 0; i < got; i++) {
@@ -126,17 +129,17 @@ int cpu_save(struct vcpu *vcpu, struct state_writer *writer, struct jaunt_error 
 
 static int set_msr(struct vcpu *vcpu, uint32_t index, uint64_t value, struct jaunt_error *error)
 {
-	struct msrs msrs = {.head.nmsrs = 1};
+	struct msrs msrs = {.nmsrs = 1};
 	msrs.entries[0].index = index;
 	msrs.entries[0].data = value;
-	int set = ioctl(vcpu->fd, KVM_SET_MSRS, &msrs.head);
+	int set = ioctl(vcpu->fd, KVM_SET_MSRS, &msrs);
 	if (set < 0)
 		return refused(error, vcpu, "KVM_SET_MSRS");
 	if (set == 1)
 		return 0;
 	/* Some cannot be set to what they say: no harm where that is what they are. */
 	msrs.entries[0].data = 0;
-	if (ioctl(vcpu->fd, KVM_GET_MSRS, &msrs.head) == 1 && msrs.entries[0].data == value)
+	if (ioctl(vcpu->fd, KVM_GET_MSRS, &msrs) == 1 && msrs.entries[0].data == value)
 		return 0;
 	return error_set(error, EIO, "cpu-lacks",
 			 "vCPU %u: this host's KVM does not take the value 0x%" PRIx64
@@ -156,10 +159,9 @@ static bool is_saved_msr(const struct microvm *vm, uint32_t index)
 static int load_msrs(struct vcpu *vcpu, const uint8_t *bytes, size_t count, uint64_t tsc,
 		     struct jaunt_error *error)
 {
-	struct msrs msrs = {{0}};
+	struct msrs msrs = {0};
 	size_t number = count / sizeof(struct state_msr);
-	if (count % sizeof(struct state_msr) ||
-	    number >= sizeof msrs.entries / sizeof msrs.entries[0])
+	if (count % sizeof(struct state_msr) || number >= MOST_MSRS)
 		return error_set(error, EPROTO, "bad-state",
 				 "saved state of vCPU %u: %zu bytes of MSRs make no sense",
 				 vcpu->index, count);
@@ -176,8 +178,8 @@ static int load_msrs(struct vcpu *vcpu, const uint8_t *bytes, size_t count, uint
 	}
 	msrs.entries[number].index = MSR_TSC;
 	msrs.entries[number].data = tsc;
-	msrs.head.nmsrs = (uint32_t)number + 1;
-	int set = ioctl(vcpu->fd, KVM_SET_MSRS, &msrs.head), failed = 0;
+	msrs.nmsrs = (uint32_t)number + 1;
+	int set = ioctl(vcpu->fd, KVM_SET_MSRS, &msrs), failed = 0;
 	if (set < 0)
 		return refused(error, vcpu, "KVM_SET_MSRS");
 	for (size_t i = (size_t)set; i <= number && !failed; i++)

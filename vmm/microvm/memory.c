@@ -40,6 +40,11 @@
 #define ENTRY_TABLE UINT64_C(0x27) /* present, writable, user, accessed */
 #define ENTRY_PAGE  UINT64_C(0xe7) /* the same, dirty, 2 MiB */
 
+static void *at(struct microvm *vm, uint64_t guest_address)
+{
+	return vm->view + guest_address;
+}
+
 static uint64_t directories(const struct microvm *vm)
 {
 	return round_up(vm->memory_bytes, GIB(1)) / GIB(1);
@@ -89,7 +94,7 @@ static void *map_aligned(uint64_t bytes, int fd)
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (room == MAP_FAILED)
 		return room;
-	uint8_t *start = (uint8_t *)round_up((uintptr_t)room, HUGE_PAGE);
+	uint8_t *start = room + (round_up((uintptr_t)room, HUGE_PAGE) - (uintptr_t)room);
 	void *view = mmap(start, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
 	int failed = errno;
 	if (view == MAP_FAILED) {
@@ -186,13 +191,13 @@ static void write_tables(struct microvm *vm)
 {
 	uint64_t top = MEMORY_TABLES(vm->vcpu_count), tables = directory_tables(vm);
 	uint64_t first_table = top + TABLE_BYTES, first = first_table + tables * TABLE_BYTES;
-	uint64_t *entries = (uint64_t *)(vm->view + top);
+	uint64_t *entries = at(vm, top);
 	for (uint64_t i = 0; i < tables; i++)
 		entries[i] = (first_table + i * TABLE_BYTES) | ENTRY_TABLE;
-	entries = (uint64_t *)(vm->view + first_table);
+	entries = at(vm, first_table);
 	for (uint64_t i = 0; i < directories(vm); i++)
 		entries[i] = (first + i * TABLE_BYTES) | ENTRY_TABLE;
-	entries = (uint64_t *)(vm->view + first);
+	entries = at(vm, first);
 	for (uint64_t i = 0; i < vm->memory_bytes / HUGE_PAGE; i++)
 		entries[i] = i * HUGE_PAGE | ENTRY_PAGE;
 }
@@ -223,7 +228,7 @@ int memory_load_program(struct microvm *vm, struct jaunt_error *error)
 {
 	if (image_size > GUEST_PROGRAM_ROOM)
 		return error_set(error, EFBIG, "bug", "the guest program does not fit its room");
-	uint64_t *gdt = (uint64_t *)(vm->view + GUEST_GDT);
+	uint64_t *gdt = at(vm, GUEST_GDT);
 	gdt[1] = UINT64_C(0x00affb000000ffff); /* 64-bit code, DPL 3 */
 	gdt[2] = UINT64_C(0x00cff3000000ffff); /* data, DPL 3 */
 	memcpy(vm->view + GUEST_PROGRAM, image_bytes, image_size);

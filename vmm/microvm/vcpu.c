@@ -218,7 +218,7 @@ int vcpu_run_all(struct microvm *vm, uint64_t *first_entry_ns, struct jaunt_erro
 	pthread_mutex_unlock(&vm->lock);
 	/* Without giving the core away: vCPUs that got it would keep it for milliseconds. */
 	uint64_t spin_end = clock_ns() + ENTRY_SPIN_NS, entered;
-	while (!(entered = atomic_load(&vm->first_entry_ns)) && clock_ns() < spin_end)
+	while (!atomic_load(&vm->first_entry_ns) && clock_ns() < spin_end)
 		__builtin_ia32_pause();
 	pthread_mutex_lock(&vm->lock);
 	while (!(entered = vm->first_entry_ns))

@@ -14,42 +14,42 @@
 
 #define PARAMETERS ":ws=256k,rate=20000,check=16"
 #define PAGES      64 /* of 256 KiB, of both vCPUs */
-#define LANE_BYTES 8
 
-struct page {
+union page {
 	uint8_t bytes[GUEST_PAGE_BYTES];
+	uint64_t lanes[GUEST_PAGE_LANES]; /* index, version, … */
 };
 
-static struct page *working_set(struct microvm *vm)
+static union page *working_set(struct microvm *vm)
 {
 	/* Behind everything of the monitor's: the first page whose first lane is its own index. */
-	struct page *pages = (struct page *)harness_memory(vm);
+	void *memory = harness_memory(vm);
+	union page *pages = memory;
 	uint64_t count = harness_memory_bytes(vm) / GUEST_PAGE_BYTES;
 	for (uint64_t i = (2 << 20) / GUEST_PAGE_BYTES; i < count;
 	     i += (2 << 20) / GUEST_PAGE_BYTES)
 		for (unsigned j = 0; j < PAGES; j++)
-			if (*(uint64_t *)pages[i + j].bytes == i + j)
+			if (pages[i + j].lanes[0] == i + j)
 				return &pages[i];
 	cr_assert_fail("no working set found");
 	return NULL;
 }
 
-static bool is_live(const struct page *page)
+static bool is_live(const union page *page)
 {
-	return *(const uint64_t *)page->bytes != 0;
+	return page->lanes[0] != 0;
 }
 
 /* Does it hold a later version of the same page? */
-static bool is_newer(const struct page *page, const struct page *older)
+static bool is_newer(const union page *page, const union page *older)
 {
-	return is_live(page) && is_live(older) &&
-	       ((const uint64_t *)page->bytes)[1] > ((const uint64_t *)older->bytes)[1];
+	return is_live(page) && is_live(older) && page->lanes[1] > older->lanes[1];
 }
 
-typedef bool damage_function(struct page *pages, unsigned i, const struct page *older);
+typedef bool damage_function(union page *pages, unsigned i, const union page *older);
 
 /* Each damages page i, if it is one that this can be done to. */
-static bool zero(struct page *pages, unsigned i, const struct page *older)
+static bool zero(union page *pages, unsigned i, const union page *older)
 {
 	if (!is_live(&pages[i]))
 		return false;
@@ -57,7 +57,7 @@ static bool zero(struct page *pages, unsigned i, const struct page *older)
 	return true;
 }
 
-static bool go_back(struct page *pages, unsigned i, const struct page *older)
+static bool go_back(union page *pages, unsigned i, const union page *older)
 {
 	if (!is_newer(&pages[i], &older[i]))
 		return false;
@@ -65,7 +65,7 @@ static bool go_back(struct page *pages, unsigned i, const struct page *older)
 	return true;
 }
 
-static bool tear(struct page *pages, unsigned i, const struct page *older)
+static bool tear(union page *pages, unsigned i, const union page *older)
 {
 	const size_t half = GUEST_PAGE_BYTES / 2;
 	/* A put changes the header and one slot, perhaps both in the first half. */
@@ -76,7 +76,7 @@ static bool tear(struct page *pages, unsigned i, const struct page *older)
 	return true;
 }
 
-static bool lose_half(struct page *pages, unsigned i, const struct page *older)
+static bool lose_half(union page *pages, unsigned i, const union page *older)
 {
 	if (!is_live(&pages[i]))
 		return false;
@@ -84,19 +84,19 @@ static bool lose_half(struct page *pages, unsigned i, const struct page *older)
 	return true;
 }
 
-static bool swap(struct page *pages, unsigned i, const struct page *older)
+static bool swap(union page *pages, unsigned i, const union page *older)
 {
 	unsigned other = i + 1;
 	if (i % 2 || !is_live(&pages[i]) || !is_live(&pages[other]) ||
-	    *(uint64_t *)pages[i].bytes != *(uint64_t *)pages[other].bytes - 1)
+	    pages[i].lanes[0] != pages[other].lanes[0] - 1)
 		return false;
-	struct page held = pages[i];
+	union page held = pages[i];
 	pages[i] = pages[other];
 	pages[other] = held;
 	return true;
 }
 
-static bool flip(struct page *pages, unsigned i, const struct page *older)
+static bool flip(union page *pages, unsigned i, const union page *older)
 {
 	if (!is_live(&pages[i]))
 		return false;
@@ -107,7 +107,7 @@ static bool flip(struct page *pages, unsigned i, const struct page *older)
 
 /* How many pages it did it to. In `discard` every page may be about to go, in others one is enough.
  */
-static unsigned inflict(damage_function *damage, struct page *pages, const struct page *older,
+static unsigned inflict(damage_function *damage, union page *pages, const union page *older,
 			bool all)
 {
 	unsigned done = 0;
@@ -121,10 +121,10 @@ static void expect_found(enum harness_backing backing, const char *name, damage_
 	char workload[64];
 	snprintf(workload, sizeof workload, "%s" PARAMETERS, name);
 	struct microvm *vm = harness_start(backing, workload);
-	struct page *older = malloc(PAGES * sizeof *older);
+	union page *older = malloc(PAGES * sizeof *older);
 	harness_check(vm);
 	harness_pause(vm);
-	struct page *pages = working_set(vm);
+	union page *pages = working_set(vm);
 	memcpy(older, pages, PAGES * sizeof *older);
 	/* Some damage needs pages that have changed since: a check lasts until some have. */
 	while (!inflict(damage, pages, older, !strcmp(name, "discard"))) {

@@ -48,7 +48,7 @@ register uint64_t guest_check_cursor __asm__("r15"); /* pages the running check 
 #define GUEST_COLD(name, register)                                                                 \
 	static inline uint64_t guest_##name(void)                                                  \
 	{                                                                                          \
-		uint64_t value;                                                                    \
+		uint64_t value = 0;                                                                \
 		__asm__ volatile("movq %%" register ", %0" : "=r"(value));                         \
 		return value;                                                                      \
 	}                                                                                          \
