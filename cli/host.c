@@ -33,7 +33,7 @@
 #include "cli/text.h"
 
 #define HOST_TELL_NS  UINT64_C(100000000) /* between events to followers */
-#define HOST_CHECK_MS 3000                /* of the 5 s within which a signal ends the process */
+#define HOST_CHECK_MS 2500                /* of the 5 s within which a signal ends the process */
 #define HOST_STOP_S   4
 #define HOST_START_MS 20 /* between questions whether a new guest is at work */
 #define HOST_DRAIN_MS 500

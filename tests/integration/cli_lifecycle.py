@@ -4,8 +4,10 @@
 
 import json
 import os
+import pty
 import signal
 import socket
+import subprocess
 import unittest
 
 import cli_harness as harness
@@ -90,6 +92,28 @@ class Complete(Case):
         self.assertNotIn("\r", migrate.errors() + migrate.output)
         self.stop(target)
         self.assertIn("memory errors", target.output)
+
+    def test_a_terminal_gets_one_line_that_is_redrawn(self):
+        self.start_vm("web")
+        target = self.start_receive("tcp:127.0.0.1:0", "--as", "web2")
+        leader, follower = pty.openpty()
+        migrate = subprocess.Popen([harness.JAUNT, "migrate", "web", target.peer], env=self.env,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=follower, start_new_session=True)
+        os.close(follower)
+        shown = b""
+        try:
+            while data := os.read(leader, 65536):
+                shown += data
+        except OSError:
+            pass  # the other end is closed: all of it was read
+        output, _ = migrate.communicate(timeout=harness.PATIENCE)
+        os.close(leader)
+        self.assertEqual(migrate.returncode, 0, shown)
+        self.assertIn(b"100 %", shown)
+        self.assertIn(b"\033[K", shown)
+        self.assertEqual(shown.count(b"\n"), 1, shown)
+        self.assertIn(b"runs at", output)
 
     def test_a_dry_run_moves_nothing_and_leaves_the_target_waiting(self):
         self.start_vm("web")

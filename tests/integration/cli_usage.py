@@ -3,6 +3,7 @@
 """What makes no sense on the command line is refused at once, with exit code 2 and a way out."""
 
 import os
+import re
 import unittest
 
 import cli_harness as harness
@@ -107,6 +108,22 @@ class Usage(harness.Case):
             self.assertIn("Usage: jaunt", answer.output)
             self.assertEqual(answer.errors(), "", command)
         self.assertIn("zipf", self.run_jaunt("vm", "run", "--help").output)
+
+    def test_every_option_is_in_the_man_page_and_the_other_way_round(self):
+        pages = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "man")
+        for command in ("vm run", "receive", "migrate", "status", "cancel", "resume", "set", "doctor",
+                        "version"):
+            words = self.run_jaunt(*command.split(), "--help").output
+            offered = set(re.findall(r"^ +(?:-\S, )?--([a-z-]+)", words, re.MULTILINE))
+            offered -= {"help", "usage"}
+            with open(os.path.join(pages, f"jaunt-{command.split()[0]}.1")) as page:
+                described = set(re.findall(r"Fl -([a-z-]+)", page.read()))
+            if command == "doctor":
+                described -= {"dry-run"}  # of migrate, which it recommends
+            self.assertLessEqual(offered, described, command)
+            # `vm' and `receive' name the way out, `cancel --abandon'.
+            self.assertLessEqual(described - {"abandon", "peer-fenced"} if command != "cancel"
+                                 else described, offered | {"help"}, command)
 
     def test_a_bare_jaunt_is_the_status(self):
         answer = self.run_jaunt()
