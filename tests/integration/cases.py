@@ -173,7 +173,8 @@ def run(site, case, environment=None):
     site.until_populated("a")
     command = site.migrate("a", target.peer, *case.migrate_options())
     if case.push != "on":
-        site.until("b", lambda status: (status["migration"] or {}).get("phase") == "post-copy",
+        site.until("b", lambda status: not command.running() or
+                   (status["migration"] or {}).get("phase") == "post-copy",
                    "the VM is handed over")
         turned_on, answer = site.run("set", "b" if case.seed % 2 else "a", "push=on")
         # Where pages are few, the guest may have asked for all of them by then.
