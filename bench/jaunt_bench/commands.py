@@ -28,9 +28,12 @@ class Process:
     self.lines = []
     self.changed = threading.Condition()
     self.output = tempfile.TemporaryFile('w+')
+    # A process group, so that a Ctrl-C is answered here; not a session: the kernel schedules each
+    # session as a group of its own (sched_autogroup), and the rank of a thread then counts for
+    # nothing against threads of the other process. Floors are one session too.
     self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self.output,
                                   stderr=subprocess.PIPE, text=True, env=environment,
-                                  start_new_session=True)
+                                  process_group=0)
     if place:
       place(self.child.pid)
     self.follower = threading.Thread(target=self._follow, daemon=True)
