@@ -43,6 +43,13 @@ void session_wake(struct session *session);
 /* Who to wake; NULL: nobody any more. */
 void session_set_owner(struct session *session, struct ring *ring);
 
+/* Whether pages of that epoch may be asked for, sent or placed: those of the current one, and none
+ * before FREEZE, when the guest still writes them at the source. */
+static inline bool session_in_epoch(const struct session *session, uint32_t epoch)
+{
+	return epoch && epoch == atomic_load(&session->epoch);
+}
+
 /* The 96 bytes that begin every connection. */
 int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
 		  unsigned index);

@@ -38,7 +38,7 @@ static const char *take_grant(struct pusher *pusher, const struct frame *frame)
 		return "the target asks for pages that the VM does not have";
 	if (pusher->grant_count == PUSHER_GRANTS)
 		return "the target grants more ranges at once than the protocol allows";
-	if (frame->epoch != atomic_load(&pusher->shared->session.epoch))
+	if (!session_in_epoch(&pusher->shared->session, frame->epoch))
 		return NULL;
 	unsigned at = (pusher->grant_head + pusher->grant_count) % PUSHER_GRANTS;
 	pusher->grants[at].region = frame->region;

@@ -35,7 +35,7 @@ static const char *take_fetch(struct serve *serve, const struct frame *frame)
 		return "the target asks for pages that the VM does not have";
 	if (serve->pending_count == SERVE_PENDING)
 		return "the target asks for more pages at once than the protocol allows";
-	if (frame->epoch != atomic_load(&serve->shared->session.epoch))
+	if (!session_in_epoch(&serve->shared->session, frame->epoch))
 		return NULL;
 	unsigned at = (serve->pending_head + serve->pending_count++) % SERVE_PENDING;
 	serve->pending[at].region = frame->region;

@@ -98,6 +98,10 @@ static void read_faults(struct demand *demand)
 {
 	struct fault_event events[EVENTS_BATCH];
 
+	/* Before FREEZE the page that the source has is not the one that the guest will have had:
+	 * faults stay parked. Whoever begins the epoch wakes this thread. */
+	if (!atomic_load(&demand->shared->session.epoch))
+		return;
 	while (demand->readable) {
 		unsigned room = requests_room(&demand->requests);
 		if (!demand->dead && demand->channel && channel_room(demand->channel) < room)
@@ -203,7 +207,7 @@ static void take_frame(struct demand *demand, const struct frame *frame, const u
 	struct target_shared *shared = demand->shared;
 	uint64_t page_bytes = shared->memory.regions[frame->region].page_bytes;
 
-	if (frame->epoch != atomic_load(&shared->session.epoch))
+	if (!session_in_epoch(&shared->session, frame->epoch))
 		return;
 	counter_add(&demand->counters.payload_bytes, frame->payload_bytes);
 	for (uint32_t i = 0; i < frame->page_count; i++)

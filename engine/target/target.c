@@ -315,8 +315,13 @@ static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jau
 	if (freeze->n_dirty || !freeze->epoch)
 		return error_set(error, EPROTO, "protocol",
 				 "the source calls pages stale that it never sent");
+	if (target->channels_wanted)
+		return error_set(error, EPROTO, "protocol",
+				 "the source switches over before all of its channels have come");
 	migration_phase(&target->base, JAUNT_PHASE_SWITCHOVER);
 	atomic_store(&target->shared.session.epoch, freeze->epoch);
+	for (unsigned i = 0; i < target->shards; i++) /* faults that were parked until now */
+		worker_wake(&target->demands[i]->worker);
 	return 0;
 }
 
