@@ -9,6 +9,22 @@
 
 #include "transport/ring.h"
 
+static bool is_answer(const struct checker *checker, const struct frame *frame)
+{
+	const struct frame *asked = &checker->asked;
+
+	if (frame->type != FRAME_DIGEST || !asked->page_count || frame->region != asked->region ||
+	    frame->first_page != asked->first_page || frame->page_count != asked->page_count ||
+	    frame->epoch != asked->epoch)
+		return false;
+	/* Digests of all pages, or one word about all of them; of zeros only the latter was asked.
+	 */
+	if (asked->flags & FRAME_FLAG_ALL_ZERO)
+		return !frame->payload_bytes;
+	return frame->flags & FRAME_FLAG_ALL_ZERO ||
+	       frame->payload_bytes == asked->page_count * sizeof(uint64_t);
+}
+
 static size_t checker_received(void *user, const uint8_t *data, size_t bytes)
 {
 	struct checker *checker = user;
@@ -17,11 +33,11 @@ static size_t checker_received(void *user, const uint8_t *data, size_t bytes)
 	while (bytes - used >= FRAME_BYTES && !checker->dead) {
 		struct frame frame;
 		enum frame_fault fault = frame_decode(&frame, data + used);
-		if (fault != FRAME_OK || frame.type != FRAME_DIGEST ||
-		    frame.payload_bytes > FRAME_DIGEST_PAGES * sizeof(uint64_t)) {
+		if (fault != FRAME_OK || !is_answer(checker, &frame)) {
 			session_lose(&checker->shared->session, "protocol",
 				     "the peer's answer on the digest channel makes no sense (%s)",
-				     fault ? frame_fault_text(fault) : "not a digest");
+				     fault ? frame_fault_text(fault)
+					   : "it answers another question");
 			checker->dead = true;
 			channel_shutdown(checker->channel);
 			return bytes;
@@ -29,9 +45,9 @@ static size_t checker_received(void *user, const uint8_t *data, size_t bytes)
 		if (bytes - used < FRAME_BYTES + frame.payload_bytes)
 			break;
 		memcpy(checker->digests, data + used + FRAME_BYTES, frame.payload_bytes);
-		checker->digest_count = frame.payload_bytes / sizeof(uint64_t);
 		checker->all_zero = frame.flags & FRAME_FLAG_ALL_ZERO;
 		checker->answered = true;
+		checker->asked.page_count = 0;
 		used += FRAME_BYTES + frame.payload_bytes;
 	}
 	return used;
@@ -106,6 +122,7 @@ static int ask(struct checker *checker, size_t region, uint64_t first, uint64_t 
 
 	frame_encode(&frame, head);
 	checker->answered = false;
+	checker->asked = frame;
 	if (checker->dead)
 		return -EPIPE;
 	int result = channel_send(checker->channel, head, sizeof(head), NULL, 0, 0);
@@ -128,8 +145,6 @@ int checker_pages(struct checker *checker, size_t region, uint64_t first, unsign
 
 	if (result < 0)
 		return result;
-	if (!checker->all_zero && checker->digest_count != count)
-		return -EPROTO;
 	*wrong = 0;
 	for (unsigned i = 0; i < count; i++) {
 		uint64_t here = XXH3_64bits(bytes + i * at->page_bytes, at->page_bytes);
@@ -150,8 +165,9 @@ int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64
 
 	if (result < 0)
 		return result;
-	counter_add(&counters->verified, count);
-	if (!checker->all_zero)
+	if (checker->all_zero || count == 1)
+		counter_add(&counters->verified, count);
+	if (!checker->all_zero && count == 1)
 		counter_add(&counters->mismatched, 1);
 	return checker->all_zero;
 }

@@ -18,8 +18,8 @@ struct checker {
 	struct target_shared *shared;
 	struct channel *channel; /* owned */
 	struct ring *ring;       /* its own: a wait for digests dispatches nothing else */
+	struct frame asked;      /* the question that is out; page_count 0: none */
 	uint64_t *digests;       /* the answer */
-	uint32_t digest_count;
 	bool all_zero, answered, dead;
 	uint64_t zero_digest[2]; /* of a page of zeros: small, huge */
 };
@@ -34,7 +34,8 @@ void checker_close(struct checker *checker);
 int checker_pages(struct checker *checker, size_t region, uint64_t first, unsigned count,
 		  const uint8_t *bytes, uint64_t *wrong, struct page_counters *counters);
 
-/* Whether all of a run is zero at the source: 1, 0, -errno. */
+/* Whether all of a run is zero at the source: 1, 0, -errno. Only of a single page is 0 counted as a
+ * mismatch: of a longer run it does not say which. */
 int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64_t count,
 		  struct page_counters *counters);
 

@@ -196,7 +196,7 @@ static void take_pages(struct fill *fill, uint64_t first, unsigned count, const 
 
 	counter_add(&fill->counters.payload_bytes, count * page_bytes);
 	measure(fill, count * page_bytes);
-	if (fill->frame.epoch != atomic_load(&shared->session.epoch))
+	if (!session_in_epoch(&shared->session, fill->frame.epoch))
 		return;
 	if (shared->session.verify && checker_pages(&fill->checker, fill->frame.region, first,
 						    count, bytes, &wrong, &fill->counters) < 0)
@@ -209,23 +209,44 @@ static void take_pages(struct fill *fill, uint64_t first, unsigned count, const 
 				first + (unsigned)__builtin_ctzll(wrong));
 }
 
-static void take_zeros(struct fill *fill, const struct frame *frame)
+static void place_zeros(struct fill *fill, uint64_t first, uint64_t count)
 {
 	struct target_shared *shared = fill->shared;
 	uint64_t installed = 0;
 
-	if (frame->epoch != atomic_load(&shared->session.epoch))
-		return;
-	/* What is not zero at the source after all stays absent, and is asked for again. */
-	if (shared->session.verify &&
-	    checker_zeros(&fill->checker, frame->region, frame->first_page, frame->page_count,
-			  &fill->counters) <= 0)
-		return;
-	if (install_zeros(&shared->install, frame->region, frame->first_page, frame->page_count,
-			  false, &installed, &fill->counters) < 0)
+	if (install_zeros(&shared->install, fill->frame.region, first, count, false, &installed,
+			  &fill->counters) < 0)
 		session_wake(&shared->session);
-	counter_add(frame->flags & FRAME_FLAG_HOLE ? &fill->counters.hole : &fill->counters.zero,
+	counter_add(fill->frame.flags & FRAME_FLAG_HOLE ? &fill->counters.hole
+							: &fill->counters.zero,
 		    installed);
+}
+
+/* Places those zeros of the run that the digests confirm. A run that is not all zero is asked about
+ * in halves, until the pages are found that are something else: those are suspects like any other
+ * page with a wrong digest. */
+static void check_zeros(struct fill *fill, uint64_t first, uint64_t count)
+{
+	int zero = checker_zeros(&fill->checker, fill->frame.region, first, count, &fill->counters);
+
+	if (zero == 1) {
+		place_zeros(fill, first, count);
+	} else if (zero == 0 && count > 1) {
+		check_zeros(fill, first, count / 2);
+		check_zeros(fill, first + count / 2, count - count / 2);
+	} else if (zero == 0) {
+		checker_suspect(fill->shared, fill->frame.region, first);
+	}
+}
+
+static void take_zeros(struct fill *fill, const struct frame *frame)
+{
+	if (!session_in_epoch(&fill->shared->session, frame->epoch))
+		return;
+	if (fill->shared->session.verify)
+		check_zeros(fill, frame->first_page, frame->page_count);
+	else
+		place_zeros(fill, frame->first_page, frame->page_count);
 	measure(fill, 0);
 }
 
@@ -256,7 +277,7 @@ static const char *take_frame(struct fill *fill, const struct frame *frame)
 	if (frame->type == FRAME_TOLD) {
 		if (frame->first_page > region->pages)
 			return "holes told beyond the end of a memory region";
-		if (frame->epoch == atomic_load(&shared->session.epoch) &&
+		if (session_in_epoch(&shared->session, frame->epoch) &&
 		    frame->first_page > atomic_load(&shared->told[frame->region]))
 			atomic_store(&shared->told[frame->region], frame->first_page);
 		return NULL;
