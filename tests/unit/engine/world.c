@@ -236,7 +236,10 @@ struct fault_event world_next_fault(struct world *world, unsigned shard)
 	struct fault_event event = {0};
 	unsigned other = 0;
 
-	must(poll(&readable, 1, WORLD_WAIT_MS) == 1, "no fault came");
+	int ready;
+	while ((ready = poll(&readable, 1, WORLD_WAIT_MS)) < 0 && errno == EINTR)
+		;
+	must(ready == 1, "no fault came");
 	must(events_read(uffd, &event, 1, &other) == 1 && !other, "no fault could be read");
 	return event;
 }
@@ -244,7 +247,11 @@ struct fault_event world_next_fault(struct world *world, unsigned shard)
 bool world_quiet(struct world *world, unsigned shard)
 {
 	struct pollfd readable = {.fd = world->shared.install.uffds[shard].fd, .events = POLLIN};
-	return poll(&readable, 1, 0) == 0;
+	int ready;
+
+	while ((ready = poll(&readable, 1, 0)) < 0 && errno == EINTR)
+		;
+	return ready == 0;
 }
 
 void world_serve_present(struct world *world, size_t region, uint64_t page)
@@ -403,6 +410,8 @@ void peer_send(int fd, const void *bytes, size_t count)
 
 	while (count) {
 		ssize_t done = send(fd, at, count, MSG_NOSIGNAL);
+		if (done < 0 && errno == EINTR)
+			continue;
 		if (done < 0 && (errno == EPIPE || errno == ECONNRESET))
 			return; /* it has hung up on us: that is for the test to expect or not */
 		must(done > 0, "the peer cannot send: %s", strerror(errno));
@@ -427,6 +436,8 @@ bool peer_read(int fd, void *bytes, size_t count)
 
 	while (count) {
 		ssize_t done = recv(fd, at, count, 0);
+		if (done < 0 && errno == EINTR) /* the thread's own ring has work for it */
+			continue;
 		if (done == 0 || (done < 0 && errno == ECONNRESET))
 			return false;
 		must(done > 0, "the other side sends nothing: %s", strerror(errno));
