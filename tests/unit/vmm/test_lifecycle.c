@@ -132,6 +132,77 @@ Test(lifecycle, a_source_whose_target_was_thrown_away_runs_on_on_threads, .timeo
 	pause_elsewhere_unharmed(HARNESS_THREAD);
 }
 
+static void move_unready(enum harness_backing backing)
+{
+	harness_require(backing);
+	struct jaunt_error error = {0};
+	struct microvm *source = harness_create(backing, "kv:ws=32m");
+	struct microvm *target = harness_target(source);
+	cr_assert(!microvm_start(source, &error), "%s", error.text);
+	harness_pause(source);
+	harness_move_state(source, target);
+	harness_copy_memory(source, target);
+	microvm_destroy(source);
+	harness_resume(target);
+	harness_check(target);
+	microvm_destroy(target);
+}
+
+Test(lifecycle, a_vm_moved_while_it_populates_goes_on_populating_under_kvm, .timeout = 60)
+{
+	move_unready(HARNESS_KVM);
+}
+
+Test(lifecycle, a_vm_moved_while_it_populates_goes_on_populating_on_threads, .timeout = 60)
+{
+	move_unready(HARNESS_THREAD);
+}
+
+static uint64_t sum_of_samples(struct microvm *vm)
+{
+	struct microvm_account account = harness_account(vm);
+	uint64_t sum = 0;
+	for (size_t i = 0; i < account.sample_count; i++)
+		sum += account.samples[i].operations;
+	microvm_account_free(&account);
+	return sum;
+}
+
+static uint64_t operations(struct microvm *vm)
+{
+	struct microvm_account account = harness_account(vm);
+	microvm_account_free(&account);
+	return account.operations_since_arrival;
+}
+
+static void samples_add_up(enum harness_backing backing)
+{
+	harness_require(backing);
+	struct microvm *vm = harness_start(backing, "random:ws=1m");
+	harness_check(vm);
+	uint64_t least = operations(vm);
+	harness_pause(vm);
+	/* The millisecond that is not over yet is no sample: it soon will be. */
+	while (sum_of_samples(vm) < least)
+		continue;
+	uint64_t sum = sum_of_samples(vm);
+	harness_resume(vm);
+	harness_check(vm);
+	cr_expect_leq(sum, operations(vm));
+	cr_expect_gt(least, 0);
+	microvm_destroy(vm);
+}
+
+Test(lifecycle, throughput_samples_add_up_to_the_operations_under_kvm, .timeout = 60)
+{
+	samples_add_up(HARNESS_KVM);
+}
+
+Test(lifecycle, throughput_samples_add_up_to_the_operations_on_threads, .timeout = 60)
+{
+	samples_add_up(HARNESS_THREAD);
+}
+
 static void huge_pages(bool thread_backed)
 {
 	struct jaunt_error error = {0};
