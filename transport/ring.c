@@ -29,74 +29,21 @@
  * one in the handler are both acquire-release, so whatever a waker stored before is seen by the
  * owner after ring_wait() returned.
  *
- * Watches are multishot polls. The caller may forget its watch object right after removal, the
- * kernel needs ours until the last completion, so there is a struct ring_poll of our own in
- * between.
- *
  * When entering fails for good (which takes a kernel bug or a closed descriptor), `failed` is set:
  * entries go nowhere, operations end with that error as they are cancelled, ring_wait() returns it.
  */
-#include "transport/ring.h"
-
 #include <errno.h>
-#include <liburing.h>
-#include <poll.h>
-#include <stdatomic.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/clock.h"
-
-/* Linux 6.0 and 6.1; in Debian 12's headers, not in older ones. */
-#ifndef IORING_SETUP_SUBMIT_ALL
-#define IORING_SETUP_SUBMIT_ALL (1U << 7)
-#endif
+#include "transport/ring_private.h"
 
 #define NO_TIMEOUT INT64_C(-1)
 
-struct completion {
-	struct ring_operation *operation;
-	int result;
-	unsigned flags;
-};
-
-struct ring_poll {
-	struct ring_operation operation;
-	struct ring *ring;
-	struct ring_watch *watch; /* NULL: removed, waits for its last completion */
-	struct ring_poll *next, **link;
-	int fd;
-};
-
-struct ring {
-	struct io_uring uring;
-	unsigned enter_flags;
-	int enter_fd;
-	int failed; /* -errno */
-	bool closing;
-
-	/* Completions taken from the queue by ring_cancel(); [backlog_first, backlog_end) are due.
-	 */
-	struct completion *backlog;
-	size_t backlog_first, backlog_end, backlog_room;
-
-	struct ring_task *tasks, **tasks_end;
-	struct ring_poll *polls;
-	struct ring_operation *silent; /* queued or submitted, and not finished */
-
-	int wake_fd;
-	uint64_t wake_count; /* the kernel's, while wake_read is in flight */
-	struct ring_operation wake_read;
-	_Atomic bool woken; /* see Wake-ups */
-
-	struct io_uring_sqe sink; /* where entries go once the ring has failed */
-};
-
-/* --- Entering the kernel
- * -------------------------------------------------------------------------- */
+/* --- Entering the kernel ------------------------------------------------------------- */
 
 /* Publishes what is queued and, with `wait`, sleeps until there is a completion. 0, -ETIME, -EINTR
  * or another -errno; after a submission the kernel does not tell a timeout or a signal from
@@ -173,8 +120,7 @@ void ring_undefer(struct ring *ring, struct ring_task *task)
 	task->queued = false;
 }
 
-/* --- Completions
- * ------------------------------------------------------------------------------------ */
+/* --- Completions --------------------------------------------------------------------- */
 
 static bool take_completion(struct ring *ring, struct completion *completion)
 {
@@ -329,6 +275,11 @@ int ring_wait(struct ring *ring, int64_t timeout_ns)
 	}
 }
 
+int ring_publish(struct ring *ring)
+{
+	return enter(ring, 0, false, NO_TIMEOUT);
+}
+
 int ring_submit(struct ring *ring)
 {
 	run_tasks(ring);
@@ -336,8 +287,7 @@ int ring_submit(struct ring *ring)
 	return is_transient(error) ? 0 : error;
 }
 
-/* --- Operations
- * --------------------------------------------------------------------------------------- */
+/* --- Operations ---------------------------------------------------------------------- */
 
 /* A free submission entry, at the price of a submission when there is none. */
 static struct io_uring_sqe *next_entry(struct ring *ring)
@@ -441,86 +391,7 @@ void ring_cancel(struct ring *ring, struct ring_operation *operation)
 	}
 }
 
-/* --- Watches
- * -------------------------------------------------------------------------------------------- */
-
-static void poll_arm(struct ring_poll *poll)
-{
-	struct io_uring_sqe *sqe = ring_prepare(poll->ring, &poll->operation);
-	io_uring_prep_poll_multishot(sqe, poll->fd, POLLIN);
-}
-
-static void poll_free(struct ring_poll *poll)
-{
-	*poll->link = poll->next;
-	if (poll->next)
-		poll->next->link = poll->link;
-	free(poll);
-}
-
-static void poll_done(struct ring_operation *operation, int result, unsigned flags)
-{
-	/* `operation` is the first member. */
-	struct ring_poll *poll = (struct ring_poll *)operation;
-	struct ring_watch *watch = poll->watch;
-
-	if (!operation->in_flight) {
-		if (!watch) {
-			/* While closing, ring_cancel() still looks at the operation. */
-			if (!poll->ring->closing)
-				poll_free(poll);
-			return;
-		}
-		if (result >= 0) {
-			/* The kernel ends a multishot poll when it cannot post (queue overflow).
-			 * Arming looks at the file again, so nothing is missed. */
-			poll_arm(poll);
-		} else {
-			watch->poll = NULL;
-			poll_free(poll);
-		}
-	}
-	if (watch)
-		watch->ready(watch->user, result);
-}
-
-int ring_watch_add(struct ring *ring, struct ring_watch *watch)
-{
-	struct ring_poll *poll = calloc(1, sizeof(*poll));
-	if (!poll)
-		return -ENOMEM;
-	poll->operation.done = poll_done;
-	poll->ring = ring;
-	poll->watch = watch;
-	poll->fd = watch->fd;
-	poll->next = ring->polls;
-	poll->link = &ring->polls;
-	if (poll->next)
-		poll->next->link = &poll->next;
-	ring->polls = poll;
-	watch->poll = poll;
-	poll_arm(poll);
-	return 0;
-}
-
-void ring_watch_remove(struct ring_watch *watch)
-{
-	struct ring_poll *poll = watch->poll;
-	if (!poll)
-		return;
-	watch->poll = NULL;
-	poll->watch = NULL;
-	if (poll->operation.in_flight) {
-		/* Submitted at once: the caller may close the file now, and an entry that is still
-		 * queued names it by number. */
-		ring_cancel_later(poll->ring, &poll->operation);
-		enter(poll->ring, 0, false, NO_TIMEOUT);
-	}
-	/* poll_done() frees it. */
-}
-
-/* --- Wake-ups
- * --------------------------------------------------------------------------------------------- */
+/* --- Wake-ups ------------------------------------------------------------------------ */
 
 static void wake_arm(struct ring *ring)
 {
@@ -551,8 +422,7 @@ void ring_wake(struct ring *ring)
 	errno = saved_errno;
 }
 
-/* --- Making and unmaking
- * -------------------------------------------------------------------------------- */
+/* --- Making and unmaking ------------------------------------------------------------- */
 
 static int queue_init(struct ring *ring, unsigned depth)
 {
@@ -625,14 +495,7 @@ void ring_destroy(struct ring *ring)
 	if (!ring)
 		return;
 	ring->closing = true;
-	while (ring->polls) {
-		struct ring_poll *poll = ring->polls;
-		if (poll->watch)
-			poll->watch->poll = NULL;
-		poll->watch = NULL;
-		ring_cancel(ring, &poll->operation);
-		poll_free(poll);
-	}
+	ring_watch_end(ring);
 	ring_cancel(ring, &ring->wake_read);
 	io_uring_queue_exit(&ring->uring);
 	close(ring->wake_fd);

@@ -187,8 +187,7 @@ static const struct listener_ops listener_ops = {
 	.free = free_listener,
 };
 
-/* --- Opening
- * ------------------------------------------------------------------------------------------ */
+/* --- Opening ------------------------------------------------------------------------- */
 
 static uint16_t *port_field(struct sockaddr_storage *address)
 {

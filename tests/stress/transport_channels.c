@@ -49,8 +49,7 @@ static uint8_t pattern(size_t index, unsigned salt)
 	return (uint8_t)((index * 2654435761u + salt) >> 13);
 }
 
-/* --- Servers
- * -------------------------------------------------------------------------------------------- */
+/* --- Servers ------------------------------------------------------------------------- */
 
 struct connection {
 	struct channel *channel;
@@ -257,8 +256,7 @@ static void *run_server(void *argument)
 	return NULL;
 }
 
-/* --- Clients
- * -------------------------------------------------------------------------------------------- */
+/* --- Clients ------------------------------------------------------------------------- */
 
 struct client {
 	pthread_t thread;

@@ -71,8 +71,7 @@ static void many(void)
 	ring_destroy(consumer);
 }
 
-/* --- token
- * ---------------------------------------------------------------------------------------------- */
+/* --- token --------------------------------------------------------------------------- */
 
 static struct ring *rings[2];
 static unsigned token; /* plain: whoever was woken owns it */

@@ -39,8 +39,7 @@ static void send_all(struct end *end, struct ring *ring, const uint8_t *data, si
 	wait_until(ring, end->sent == before + messages);
 }
 
-/* --- Bytes
- * ------------------------------------------------------------------------------------------- */
+/* --- Bytes --------------------------------------------------------------------------- */
 
 Test(contract, bytes_arrive_in_the_order_they_were_sent)
 {
@@ -143,8 +142,7 @@ Test(contract, bytes_sent_before_the_peer_binds_wait_for_it)
 	pair_close(&pair);
 }
 
-/* --- Without `sent`
- * ------------------------------------------------------------------------------------ */
+/* --- Without `sent` ------------------------------------------------------------------ */
 
 static void bind_quietly(size_t receive_bytes)
 {
@@ -243,8 +241,7 @@ Test(contract, a_channel_without_sent_is_closed_when_its_peer_goes)
 	pair_close(&pair);
 }
 
-/* --- Consuming in parts
- * ------------------------------------------------------------------------------- */
+/* --- Consuming in parts -------------------------------------------------------------- */
 
 static void units_of(size_t unit, size_t receive_bytes, bool want)
 {
@@ -321,8 +318,7 @@ Test(contract, a_full_buffer_of_which_nothing_is_consumed_closes_the_channel)
 	free(data);
 }
 
-/* --- Back-pressure
- * ------------------------------------------------------------------------------------ */
+/* --- Back-pressure ------------------------------------------------------------------- */
 
 Test(contract, a_full_queue_says_so_and_has_room_again_after_sent)
 {
@@ -412,8 +408,7 @@ Test(contract, a_paused_channel_with_a_full_buffer_is_not_an_error)
 	free(data);
 }
 
-/* --- Payloads
- * ----------------------------------------------------------------------------------------- */
+/* --- Payloads ------------------------------------------------------------------------ */
 
 Test(contract, a_payload_may_change_once_it_was_sent_and_its_bytes_are_those_of_before)
 {
@@ -472,8 +467,7 @@ Test(contract, no_buffer_is_used_after_a_channel_with_sends_in_flight_was_freed)
 	munmap(data, bytes);
 }
 
-/* --- Ends
- * --------------------------------------------------------------------------------------------- */
+/* --- Ends ---------------------------------------------------------------------------- */
 
 Test(contract, what_the_peer_sent_before_it_closed_is_delivered_first)
 {
@@ -607,8 +601,7 @@ Test(contract, a_callback_may_free_another_channel_that_is_busy)
 	free(data);
 }
 
-/* --- From thread to thread
- * ----------------------------------------------------------------------------- */
+/* --- From thread to thread ----------------------------------------------------------- */
 
 struct mover {
 	struct end *end;
@@ -694,8 +687,7 @@ Test(contract, a_bound_channel_is_not_bound_twice_and_a_dead_one_not_again)
 	pair_close(&pair);
 }
 
-/* --- Figures and options
- * -------------------------------------------------------------------------------- */
+/* --- Figures and options ------------------------------------------------------------- */
 
 Test(contract, totals_count_the_bytes_of_both_directions)
 {

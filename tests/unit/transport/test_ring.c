@@ -23,8 +23,7 @@ static void open_ring(void)
 	cr_assert_eq(ring_create(&ring, 8), 0);
 }
 
-/* --- Waiting and waking
- * ------------------------------------------------------------------------------- */
+/* --- Waiting and waking -------------------------------------------------------------- */
 
 Test(ring, waiting_without_events_ends_by_the_timeout, .init = open_ring)
 {
@@ -127,8 +126,7 @@ Test(ring, a_signal_alone_does_not_end_a_wait, .init = open_ring)
 	ring_destroy(ring);
 }
 
-/* --- Watches
- * ------------------------------------------------------------------------------------------ */
+/* --- Watches ------------------------------------------------------------------------- */
 
 struct watched {
 	struct ring_watch watch;
@@ -274,8 +272,7 @@ Test(ring, more_watches_than_the_ring_is_deep_all_work, .init = open_ring)
 	cr_assert_null(watched[0].watch.poll);
 }
 
-/* --- Operations
- * ----------------------------------------------------------------------------------------- */
+/* --- Operations ---------------------------------------------------------------------- */
 
 struct noted {
 	struct ring_operation operation;

@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/bits.h"
+#include "base/clock.h"
 #include "tests/unit/transport/harness.h"
 
 TestSuite(tcp, .timeout = 60);
@@ -161,6 +163,85 @@ Test(tcp, a_slow_reader_gets_every_byte_of_a_send_in_many_pieces)
 	}
 	wait_until(ring, end.sent == 1);
 	expect_pattern(copy, bytes, 2);
+	close(fd);
+	done();
+	free(data);
+	free(copy);
+}
+
+/* From now on the host behind this socket is as good as switched off: what arrives is dropped,
+ * nothing is acknowledged. */
+static void fall_silent(int fd)
+{
+	struct sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
+	struct sock_fprog program = {.len = 1, .filter = &drop};
+
+	cr_assert_eq(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)), 0);
+}
+
+Test(tcp, a_peer_that_acknowledges_nothing_counts_as_dead)
+{
+	int fd = raw_peer(4096);
+
+	cr_assert_eq(channel_timeout(end.channel, 300), 0);
+	fall_silent(fd);
+	cr_assert_eq(channel_send(end.channel, "are you there", 13, NULL, 0, 1), 0);
+	wait_until(ring, end.closed);
+	cr_assert_eq(end.error, -ETIMEDOUT);
+	close(fd);
+	done();
+}
+
+Test(tcp, a_timeout_that_was_set_before_binding_holds_after_it)
+{
+	listen_on("tcp:127.0.0.1:0");
+	int fd = dial_raw(AF_INET, "127.0.0.1");
+	wait_until(ring, end.channel);
+	cr_assert_eq(channel_timeout(end.channel, 300), 0);
+	cr_assert_eq(channel_bind(end.channel, ring, &end_events, &end, 4096), 0);
+	fall_silent(fd);
+	cr_assert_eq(channel_send(end.channel, "are you there", 13, NULL, 0, 1), 0);
+	wait_until(ring, end.closed);
+	cr_assert_eq(end.error, -ETIMEDOUT);
+	close(fd);
+	done();
+}
+
+Test(tcp, an_idle_peer_that_falls_silent_counts_as_dead)
+{
+	int fd = raw_peer(4096);
+
+	cr_assert_eq(channel_timeout(end.channel, 300), 0);
+	settle_ring(ring);
+	fall_silent(fd);
+	wait_until(ring, end.closed);
+	cr_assert_eq(end.error, -ETIMEDOUT);
+	close(fd);
+	done();
+}
+
+Test(tcp, a_peer_that_does_not_read_for_longer_than_the_timeout_is_not_dead)
+{
+	uint8_t *data = pattern(MIB(16), 3), *copy = malloc(MIB(16));
+	int fd = raw_peer(4096);
+	size_t got = 0;
+
+	cr_assert_eq(channel_timeout(end.channel, 100), 0);
+	cr_assert_eq(channel_send(end.channel, NULL, 0, data, MIB(16), 1), 0);
+	for (uint64_t until = clock_ns() + 2000000000; clock_ns() < until;)
+		cr_assert_geq(ring_wait(ring, 50000000), 0);
+	cr_assert_eq(end.closed, 0, "closed: %s", strerror(-end.error));
+	while (got < MIB(16)) {
+		struct pollfd readable = {.fd = fd, .events = POLLIN};
+		cr_assert_geq(ring_wait(ring, 0), 0);
+		if (poll(&readable, 1, 0) > 0) {
+			ssize_t n = read(fd, copy + got, MIB(16) - got);
+			cr_assert_gt(n, 0);
+			got += (size_t)n;
+		}
+	}
+	expect_pattern(copy, MIB(16), 3);
+	cr_assert_eq(channel_timeout(end.channel, 0), 0);
 	close(fd);
 	done();
 	free(data);
