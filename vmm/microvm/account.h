@@ -23,7 +23,6 @@ struct account_point {
 struct account {
 	pthread_mutex_t lock;
 	uint64_t operations, operations_at_arrival, errors, sweeps;
-	bool arrival_noted;
 	uint64_t stall, arrival_gap; /* cycles */
 	/* monotonic = anchor_ns + (tsc - anchor_tsc) * 1e6 / tsc_khz */
 	uint64_t anchor_tsc, anchor_ns, anchor_set_ns;
@@ -34,7 +33,8 @@ struct account {
 	size_t touch_count, touch_room;
 	uint64_t touches_dropped;
 	char first_error[512];
-	double tsc_off_us; /* restored TSC: what the guest's is ahead of it */
+	double tsc_off_us;  /* arrived: what the guest's TSC is ahead of the restored one */
+	unsigned tsc_polls; /* that told so */
 };
 
 struct vcpu;
