@@ -221,21 +221,22 @@ static void send_released(struct source *source)
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 }
 
-/* The VM runs here again. */
-static int take_back(struct source *source, struct jaunt_error *error)
+/* The VM goes on here, and that is the end. If it cannot, nobody runs it: nothing that an exit code
+ * could say of it is true but "look". */
+static int end_here(struct source *source, enum jaunt_outcome outcome, struct jaunt_error *error)
 {
 	uint64_t first_entry_ns;
 	struct jaunt_error failed = {0};
 
 	source_disconnect(source);
-	if (source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
+	if (source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
 		*error = failed;
-		return -1;
+		return migration_end(&source->base, JAUNT_UNKNOWN, JAUNT_AT_UNKNOWN, error);
 	}
 	source->paused = false;
-	return 0;
+	return migration_end(&source->base, outcome, JAUNT_AT_SOURCE, error);
 }
 
 static void note_blocked(struct source *source)
@@ -280,9 +281,7 @@ static int handle(struct source *source, const Jaunt__Control *message, struct j
 		if (source->resumed_there)
 			break; /* it runs there: a promise that cannot be true */
 		source_unexpected(message, error);
-		if (take_back(source, error) < 0)
-			return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
-		return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+		return end_here(source, JAUNT_FAILED, error);
 	default:
 		break; /* a cancel request came too late; a newer peer may say more */
 	}
@@ -338,8 +337,7 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 				error, ECONNRESET, "peer-fenced",
 				"the target was lost; the operator has fenced it, and the VM runs "
 				"here again, as it was at the switch");
-			take_back(source, error);
-			return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+			return end_here(source, JAUNT_FAILED, error);
 		}
 	}
 }
@@ -355,12 +353,7 @@ static int give_up(struct source *source, struct jaunt_error *error)
 		send_abort(source, error);
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 	}
-	if (source->paused)
-		take_back(source, error);
-	else
-		source_disconnect(source);
-	return migration_end(&source->base, cancelled ? JAUNT_CANCELLED : JAUNT_FAILED,
-			     JAUNT_AT_SOURCE, error);
+	return end_here(source, cancelled ? JAUNT_CANCELLED : JAUNT_FAILED, error);
 }
 
 static int move(struct source *source, struct jaunt_error *error)

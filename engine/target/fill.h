@@ -45,8 +45,8 @@ struct fill {
 	struct fill_block *blocks[FILL_BLOCKS_MAX]; /* allocated when first used */
 	unsigned order[FILL_BLOCKS_MAX]; /* ring of the blocks that are out, oldest first */
 	unsigned order_head, order_count;
-	unsigned window;    /* blocks to keep out */
-	struct frame frame; /* being received; payload left: `left` pages */
+	_Atomic unsigned window; /* blocks to keep out; read by status */
+	struct frame frame;      /* being received; payload left: `left` pages */
 	uint32_t left;
 	bool dead;
 	uint64_t granted_ns,

@@ -62,6 +62,45 @@ void target_release_memory(struct target *target);
 /* Ends the threads and their channels; the figures stay. */
 void target_stop_threads(struct target *target);
 
+/* --- turn.c: waiting
+ * ------------------------------------------------------------------------------- */
+
+/* One wait: lets visitors in, and takes a message if there is one. 1: *message. 0: something else
+ * happened, or the time is up. -errno: the link is down. */
+int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **message);
+/* Waits for the next message until the deadline. 1, or -errno with `error`: too late, link down,
+ * cancelled here, a page channel lost. */
+int target_next(struct target *target, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error);
+/* When a peer that should answer now counts as silent. */
+uint64_t target_deadline(const struct target *target);
+/* What to say of a message that has no place here; also of ABORT. */
+int target_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
+/* Sends REFUSED, FAILED (with reason and text), ATTACHED or CANCEL REQUEST (without). */
+void target_say(struct target *target, Jaunt__Control__MessageCase what, const char *reason,
+		const char *text);
+void target_drop_link(struct target *target);
+
+/* --- agree.c, switchover.c, postcopy.c: the phases, in order
+ * ------------------------------------------ */
+
+/* 1: a VM is prepared and the source knows. -errno: cancelled here. */
+int target_await_source(struct target *target, struct jaunt_error *error);
+/* Everything up to a loaded VM, and LOADED sent. */
+int target_receive_state(struct target *target, struct jaunt_error *error);
+enum target_verdict {
+	TARGET_COMMIT,    /* heard */
+	TARGET_ABORT,     /* heard: the VM is the source's */
+	TARGET_ABANDONED, /* an operator gives this copy up; whose the VM is, is not known */
+	TARGET_FENCED,    /* an operator warrants that the source does not run it */
+};
+/* In doubt, until one of these. */
+enum target_verdict target_await_commit(struct target *target, struct jaunt_error *error);
+/* The first entry. */
+int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error *error);
+/* Until every page is present; the outcome. */
+int target_serve_postcopy(struct target *target, struct jaunt_error *error);
+
 /* --- report.c: figures
  * ------------------------------------------------------------------------------- */
 

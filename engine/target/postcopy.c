@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * After COMMIT: the VM runs here. This thread watches: it tells the source how far it is, says why
+ * when pages do not arrive, and ends the migration when none is missing. A lost link blocks the
+ * guest on what is missing; page map, userfaultfds and session stay as they are.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/inject.h"
+#include "engine/target/target.h"
+#include "engine/trace.h"
+#include "transport/ring.h"
+
+#define PROGRESS_NS 100000000u
+#define COMPLETE_NS 1000000000u
+#define MS_NS       1000000u
+
+/* Why pages do not arrive, if they do not: true and `why`. */
+static bool is_blocked(struct target *target, struct jaunt_error *why)
+{
+	struct target_shared *shared = &target->shared;
+	uint64_t missing = pagemap_missing(&shared->map);
+
+	if (atomic_load(&shared->install.broken)) {
+		error_set(why, -atomic_load(&shared->install.broken_errno), "install",
+			  "a page could not be made visible to the guest: %s. It stays missing, so "
+			  "that the guest blocks on it rather than read anything wrong",
+			  strerror(-atomic_load(&shared->install.broken_errno)));
+		return true;
+	}
+	if (atomic_load(&shared->condemned)) {
+		error_set(why, EBADMSG, "verify",
+			  "%" PRIu64 " pages arrived twice with bytes that are not the source's; "
+			  "they stay missing",
+			  atomic_load(&shared->condemned));
+		return true;
+	}
+	if (atomic_load(&shared->session.lost) || target->link.closed) {
+		struct jaunt_error lost = {0};
+		if (atomic_load(&shared->session.lost)) {
+			pthread_mutex_lock(&shared->session.mutex);
+			lost = shared->session.why;
+			pthread_mutex_unlock(&shared->session.mutex);
+		} else {
+			link_why(&target->link, &lost);
+		}
+		error_set(why, ECONNRESET, lost.reason,
+			  "%s; %" PRIu64 " pages are missing, and the guest waits where it needs "
+			  "one of them",
+			  lost.text, missing);
+		return true;
+	}
+	if (atomic_load(&shared->install.no_memory)) {
+		error_set(why, ENOMEM, "memory",
+			  "this host has no memory left for the guest's pages; free some, and it "
+			  "goes on by itself");
+		return true;
+	}
+	return false;
+}
+
+static void look_around(struct target *target)
+{
+	struct jaunt_error why = {0};
+
+	if (is_blocked(target, &why)) {
+		migration_blocked(&target->base, &why);
+	} else {
+		bool was = target->base.status.phase == JAUNT_PHASE_BLOCKED;
+		if (was) {
+			migration_place(&target->base, JAUNT_AT_TARGET);
+			pthread_mutex_lock(&target->base.mutex);
+			target->base.status.reason[0] = target->base.status.error[0] = '\0';
+			pthread_mutex_unlock(&target->base.mutex);
+			migration_phase(&target->base, JAUNT_PHASE_POSTCOPY);
+		}
+	}
+}
+
+/* A page is present a moment before the thread that brought it has counted it: what is told with
+ * COMPLETE must add up. */
+static void await_counts(struct target *target)
+{
+	uint64_t until = clock_ns() + COMPLETE_NS;
+	struct jaunt_status status;
+
+	for (;;) {
+		jaunt_migration_status(&target->base, &status);
+		const struct jaunt_pages *pages = &status.pages;
+		if (pages->zero + pages->hole + pages->pushed + pages->demanded >= pages->total ||
+		    clock_ns() >= until)
+			return;
+		ring_wait(target->ring, MS_NS / 10);
+	}
+}
+
+/* Tells the source until it has heard; 0 also when it is gone: the VM needs it no more. */
+static void release_source(struct target *target)
+{
+	for (;;) {
+		Jaunt__Control *message;
+		if (target->link.closed || target_send_progress(target, true, NULL) < 0)
+			return;
+		uint64_t again = clock_ns() + COMPLETE_NS;
+		while (clock_ns() < again) {
+			int result = target_turn(target, again, &message);
+			if (result < 0 || atomic_load(&target->base.abandon))
+				return;
+			if (result == 0)
+				continue;
+			bool released = message->message_case == JAUNT__CONTROL__MESSAGE_RELEASED;
+			control_free(message);
+			if (released)
+				return;
+		}
+	}
+}
+
+int target_serve_postcopy(struct target *target, struct jaunt_error *error)
+{
+	struct target_shared *shared = &target->shared;
+	uint64_t progress_ns = clock_ns() + PROGRESS_NS;
+
+	while (pagemap_missing(&shared->map)) {
+		Jaunt__Control *message;
+		int result = 0;
+		if (target->link.closed)
+			ring_wait(target->ring, PROGRESS_NS);
+		else
+			result = target_turn(target, progress_ns, &message);
+		if (result == 1)
+			control_free(message);
+		inject_kill(INJECT_KILL_POSTCOPY);
+		look_around(target);
+		if (!target->link.closed && clock_ns() >= progress_ns) {
+			bool blocked = target->base.status.phase == JAUNT_PHASE_BLOCKED;
+			target_send_progress(target, false,
+					     blocked ? target->base.status.reason : NULL);
+			progress_ns = clock_ns() + PROGRESS_NS;
+		}
+		if (atomic_load(&target->base.abandon)) {
+			/* The guest must not run on without a handler: it would read zeros. */
+			uint64_t when;
+			target->factory->ops->pause(target->vm, &when, error);
+			target_release_memory(target);
+			target_stop_threads(target);
+			error_set(error, ECANCELED, "abandoned",
+				  "abandoned by the operator with %" PRIu64
+				  " pages missing: the VM "
+				  "is stopped here",
+				  pagemap_missing(&shared->map));
+			return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_BLOCKED,
+					     error);
+		}
+	}
+	trace_event(target->base.lane, "complete", "every page is present");
+	target_release_memory(target);
+	await_counts(target);
+	/* The channels stay until the source has heard: a lost one would alarm it. */
+	release_source(target);
+	target_stop_threads(target);
+	return migration_end(&target->base, JAUNT_DONE, JAUNT_AT_TARGET, NULL);
+}

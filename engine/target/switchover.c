@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From FREEZE to the first entry of a vCPU. From LOADED on this side is in doubt: it neither runs
+ * nor discards the VM until it hears COMMIT or ABORT; if the link is lost there, only an operator
+ * can decide.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/inject.h"
+#include "engine/target/target.h"
+#include "transport/ring.h"
+
+static int take_state(struct target *target, const Jaunt__State *state, struct jaunt_error *error)
+{
+	if (state->bytes.len > CONTROL_STATE_MAX - target->state_bytes)
+		return error_set(error, EMSGSIZE, "state-too-large",
+				 "the device state is larger than %u bytes", CONTROL_STATE_MAX);
+	uint8_t *bigger = realloc(target->state, target->state_bytes + state->bytes.len + 1);
+	if (!bigger)
+		return error_set(error, ENOMEM, "no-memory", "out of memory");
+	target->state = bigger;
+	memcpy(bigger + target->state_bytes, state->bytes.data, state->bytes.len);
+	target->state_bytes += state->bytes.len;
+	target->last_instruction_ns = state->last_instruction_ns;
+	return state->last;
+}
+
+static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jaunt_error *error)
+{
+	/* Before FREEZE no page was placed (no rounds), so there is nothing to call stale. */
+	if (freeze->n_dirty || !freeze->epoch)
+		return error_set(error, EPROTO, "protocol",
+				 "the source calls pages stale that it never sent");
+	if (target->channels_wanted)
+		return error_set(error, EPROTO, "protocol",
+				 "the source switches over before all of its channels have come");
+	migration_phase(&target->base, JAUNT_PHASE_SWITCHOVER);
+	atomic_store(&target->shared.session.epoch, freeze->epoch);
+	for (unsigned i = 0; i < target->shards; i++) /* faults that were parked until now */
+		worker_wake(&target->demands[i]->worker);
+	return 0;
+}
+
+/* Everything up to a loaded VM. */
+int target_receive_state(struct target *target, struct jaunt_error *error)
+{
+	/* How long the source takes until it pauses is its own affair. */
+	for (bool loaded = false; !loaded;) {
+		Jaunt__Control *message;
+		int result = target_next(target, UINT64_MAX, &message, error);
+		if (result < 0)
+			return result;
+		switch (message->message_case) {
+		case JAUNT__CONTROL__MESSAGE_FREEZE:
+			inject_kill(INJECT_KILL_SWITCHOVER);
+			result = freeze(target, message->freeze, error);
+			break;
+		case JAUNT__CONTROL__MESSAGE_STATE:
+			if (!atomic_load(&target->shared.session.epoch))
+				result = target_unexpected(message, error);
+			else
+				result = take_state(target, message->state, error);
+			loaded = result == 1;
+			break;
+		default:
+			result = target_unexpected(message, error);
+		}
+		control_free(message);
+		if (result < 0)
+			return result;
+	}
+	uint64_t before = clock_ns();
+	int result =
+		target->factory->ops->load(target->vm, target->state, target->state_bytes, error);
+	if (result < 0)
+		return error_context(error, "load the VM's state");
+	inject_kill(INJECT_KILL_BEFORE_COMMIT);
+
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Loaded loaded = JAUNT__LOADED__INIT;
+	loaded.load_ns = clock_ns() - before;
+	message.message_case = JAUNT__CONTROL__MESSAGE_LOADED;
+	message.loaded = &loaded;
+	pthread_mutex_lock(&target->base.mutex);
+	target->base.loaded = true; /* before it can be heard */
+	pthread_mutex_unlock(&target->base.mutex);
+	if (inject_fires(INJECT_LINK_CUT_LOADED))
+		channel_shutdown(target->link.channel);
+	link_send(&target->link, &message);
+	return 0;
+}
+
+enum target_verdict target_await_commit(struct target *target, struct jaunt_error *error)
+{
+	bool asked = false, lost = false;
+
+	for (;;) {
+		Jaunt__Control *message;
+		int result = lost ? (ring_wait(target->ring, -1), 0)
+				  : target_turn(target, UINT64_MAX, &message);
+		if (result < 0) {
+			struct jaunt_error why = {0};
+			link_why(&target->link, &why);
+			error_set(&why, ECONNRESET, "in-doubt",
+				  "the link was lost before COMMIT or ABORT was heard: the VM may "
+				  "run at the source. Fence the source before running it here");
+			pthread_mutex_lock(&target->base.mutex);
+			snprintf(target->base.status.reason, sizeof(target->base.status.reason),
+				 "%s", why.reason);
+			snprintf(target->base.status.error, sizeof(target->base.status.error), "%s",
+				 why.text);
+			target->base.status.vm_is_at = JAUNT_AT_UNKNOWN;
+			pthread_mutex_unlock(&target->base.mutex);
+			migration_phase(&target->base, JAUNT_PHASE_IN_DOUBT);
+			lost = true;
+		}
+		if (result == 1) {
+			Jaunt__Control__MessageCase what = message->message_case;
+			if (what != JAUNT__CONTROL__MESSAGE_COMMIT)
+				target_unexpected(message, error);
+			control_free(message);
+			if (what == JAUNT__CONTROL__MESSAGE_COMMIT)
+				return TARGET_COMMIT;
+			if (what == JAUNT__CONTROL__MESSAGE_ABORT)
+				return TARGET_ABORT;
+			/* Nonsense ends the link, not the doubt. */
+			channel_shutdown(target->link.channel);
+		}
+		if (atomic_load(&target->base.abandon)) {
+			error_set(error, ECANCELED, "abandoned",
+				  "abandoned here by the operator while it was in doubt whose the "
+				  "VM is");
+			return TARGET_ABANDONED;
+		}
+		if (lost && atomic_load(&target->base.resume_fenced))
+			return TARGET_FENCED;
+		if (atomic_load(&target->base.cancel) && !asked && !lost) {
+			asked = true; /* only a request: the source decides */
+			target_say(target, JAUNT__CONTROL__MESSAGE_CANCEL_REQUEST, NULL, NULL);
+		}
+	}
+}
+
+int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error *error)
+{
+	struct jaunt_migration *base = &target->base;
+	uint64_t first_entry_ns = 0;
+
+	inject_kill(INJECT_KILL_AFTER_COMMIT);
+	int result = target->factory->ops->resume(target->vm, &first_entry_ns, error);
+	if (result < 0) {
+		error_context(error, "resume the VM");
+		return result;
+	}
+	pthread_mutex_lock(&base->mutex);
+	base->committed = true;
+	base->status.vm_is_at = JAUNT_AT_TARGET;
+	base->status.switchover_us = (double)(first_entry_ns - commit_ns) / 1e3;
+	if (target->same_clock)
+		base->status.downtime_us =
+			(double)(first_entry_ns - target->last_instruction_ns) / 1e3;
+	pthread_mutex_unlock(&base->mutex);
+
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Resumed resumed = JAUNT__RESUMED__INIT;
+	resumed.first_entry_ns = first_entry_ns;
+	resumed.commit_to_entry_ns = first_entry_ns - commit_ns;
+	message.message_case = JAUNT__CONTROL__MESSAGE_RESUMED;
+	message.resumed = &resumed;
+	link_send(&target->link, &message);
+	ring_submit(target->ring);
+	atomic_store(&target->shared.granting, true);
+	for (unsigned i = 0; i < target->streams; i++)
+		worker_wake(&target->fills[i]->worker);
+	migration_phase(base, JAUNT_PHASE_POSTCOPY);
+	return 0;
+}

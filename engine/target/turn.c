@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the target's thread does between two steps: waits, lets visitors in at the gate, answers
+ * pings, and hands on the next control message.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/target/target.h"
+#include "transport/ring.h"
+
+#define MS_NS 1000000u
+
+void target_say(struct target *target, Jaunt__Control__MessageCase what, const char *reason,
+		const char *text)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Refused refused = JAUNT__REFUSED__INIT;
+	Jaunt__Failed failed = JAUNT__FAILED__INIT;
+	Jaunt__Attached attached = JAUNT__ATTACHED__INIT;
+	Jaunt__CancelRequest cancel = JAUNT__CANCEL_REQUEST__INIT;
+	char *texts[] = {(char *)text};
+
+	message.message_case = what;
+	switch (what) {
+	case JAUNT__CONTROL__MESSAGE_REFUSED:
+		refused.reason = (char *)reason;
+		refused.texts = texts;
+		refused.n_texts = 1;
+		message.refused = &refused;
+		break;
+	case JAUNT__CONTROL__MESSAGE_FAILED:
+		failed.reason = (char *)reason;
+		failed.text = (char *)text;
+		message.failed = &failed;
+		break;
+	case JAUNT__CONTROL__MESSAGE_ATTACHED:
+		message.attached = &attached;
+		break;
+	default:
+		message.cancel_request = &cancel;
+		break;
+	}
+	link_send(&target->link, &message);
+}
+
+static void open_link(struct target *target, struct channel *channel)
+{
+	if (target->linked) { /* one VM at a time */
+		channel_free(channel);
+		return;
+	}
+	channel_timeout(channel, target->base.options.peer_timeout_ms);
+	if (link_open(&target->link, channel, target->ring) < 0)
+		return;
+	if (preamble_send(channel, &target->shared.session, ATTACH_CONTROL, 0) < 0) {
+		link_close(&target->link);
+		return;
+	}
+	target->linked = true;
+}
+
+void target_drop_link(struct target *target)
+{
+	if (target->linked)
+		link_close(&target->link);
+	target->linked = false;
+}
+
+static bool answer_ping(struct target *target, const Jaunt__Control *message)
+{
+	if (message->message_case != JAUNT__CONTROL__MESSAGE_PING)
+		return false;
+	Jaunt__Control answer = JAUNT__CONTROL__INIT;
+	Jaunt__Pong pong = JAUNT__PONG__INIT;
+	pong.sent_ns = message->ping->sent_ns;
+	answer.message_case = JAUNT__CONTROL__MESSAGE_PONG;
+	answer.pong = &pong;
+	link_send(&target->link, &answer);
+	return true;
+}
+
+/* One wait: lets visitors in, and takes a message if there is one. 1: *message. 0: something else
+ * happened, or the time is up. -errno: the link is down. */
+int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **message)
+{
+	uint64_t now = clock_ns();
+	uint64_t gate_ns = gate_deadline_ns(&target->gate);
+	uint64_t until = gate_ns < until_ns ? gate_ns : until_ns;
+	int64_t timeout = until == UINT64_MAX ? -1 : until > now ? (int64_t)(until - now) : 0;
+	int result;
+
+	if (target->linked)
+		result = link_next(&target->link, timeout, message);
+	else
+		result = ring_wait(target->ring, timeout) < 0 ? -EIO : 0;
+
+	struct channel *channel;
+	struct attach attach;
+	while (gate_take(&target->gate, &channel, &attach)) {
+		if (attach.role == ATTACH_CONTROL)
+			open_link(target, channel);
+		else
+			target_attach(target, channel, &attach);
+	}
+	if (target->channels_wanted && target_attached(target)) {
+		target->channels_wanted = false;
+		target_say(target, JAUNT__CONTROL__MESSAGE_ATTACHED, NULL, NULL);
+	}
+	int push = atomic_exchange(&target->base.set_push, -1);
+	if (push >= 0)
+		target->base.side->set_push(&target->base, push);
+	if (result == 1 && (*message)->message_case == JAUNT__CONTROL__MESSAGE_SET_PUSH) {
+		target->base.side->set_push(&target->base, (*message)->set_push->push);
+		control_free(*message);
+		return 0;
+	}
+	if (result == 1 && answer_ping(target, *message)) {
+		control_free(*message);
+		return 0;
+	}
+	return result;
+}
+
+/* Waits for the next message until the deadline. 1, or -errno with `error`: too late, link down,
+ * cancelled here, a page channel lost. */
+int target_next(struct target *target, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error)
+{
+	for (;;) {
+		int result = target_turn(target, until_ns, message);
+		if (result == 1)
+			return 1;
+		if (result < 0)
+			return link_why(&target->link, error);
+		if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
+			return error_set(error, ECANCELED, "cancelled", "cancelled here");
+		if (atomic_load(&target->shared.session.lost)) {
+			pthread_mutex_lock(&target->shared.session.mutex);
+			*error = target->shared.session.why;
+			pthread_mutex_unlock(&target->shared.session.mutex);
+			return -error->code;
+		}
+		if (clock_ns() >= until_ns)
+			return error_set(error, ETIMEDOUT, "peer-silent",
+					 "the source said nothing for %u ms",
+					 target->base.options.peer_timeout_ms);
+	}
+}
+
+uint64_t target_deadline(const struct target *target)
+{
+	return clock_ns() + (uint64_t)target->base.options.peer_timeout_ms * MS_NS;
+}
+
+int target_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
+{
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_ABORT)
+		return error_set(error, ECANCELED,
+				 message->abort->reason[0] ? message->abort->reason : "aborted",
+				 "the source gave up: %s", message->abort->text);
+	return error_set(error, EPROTO, "protocol", "the source sent %s where it has no place",
+			 control_name(message));
+}
