@@ -170,7 +170,7 @@ def run(site, case, environment=None):
     """One migration from start to end. Raises migrating.Failure; returns the target's report."""
     source = site.vm("a", *case.guest_options(), environment=environment)
     target = site.receive("b", *case.receive_options(), host=case.address)
-    site.until_populated("a")
+    site.until_working("a")
     command = site.migrate("a", target.peer, *case.migrate_options())
     if case.push != "on":
         site.until("b", lambda status: not command.running() or

@@ -227,13 +227,15 @@ class Site:
                               f"{json.dumps(status)}\n{self.transcript()}")
             time.sleep(0.01)
 
-    def until_populated(self, name, seconds=30):
-        """The guest has filled its working set, and has begun to work if it works at all."""
-        def populated(status):
-            if not status["workload"].startswith("idle"):
-                return status["guest"]["operations"] > 0
-            return memory_file(status["pid"]).st_blocks * 512 >= status["memory_bytes"] // 2
-        return self.until(name, populated, "the guest populates its memory", seconds)
+    def until_working(self, name, seconds=30):
+        """The guest, which has filled its working set when `vm run` says ready, has begun to work."""
+        def works(status):
+            return status["workload"].startswith("idle") or status["guest"]["operations"] > 0
+        return self.until(name, works, "the guest works", seconds)
+
+    def lacked_huge_pages(self):
+        """Whether a command ended for that: then the host's pool was shrunk meanwhile."""
+        return "no-hugepages" in self.transcript()
 
     def transcript(self):
         return "\n".join(process.transcript() for process in self.processes)
@@ -252,10 +254,10 @@ def memory_file(pid):
 
 
 class HugePages:
-    """At least so many free huge pages of 2 MiB while inside; .enough says whether there are.
+    """So many huge pages of 2 MiB more than there are, while inside; .enough says whether they came.
 
-    What was there before is put back by subtracting what was added, so that two of these at the
-    same time do not undo one another.
+    They are added and later subtracted, whatever is free: several of these at the same time then
+    neither take from nor undo one another. Others may still shrink the pool meanwhile.
     """
 
     pool = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -278,12 +280,10 @@ class HugePages:
 
     def __enter__(self):
         try:
-            free = int((self.pool / "free_hugepages").read_text())
-            if free < self.pages:
-                self.added = self._change(self.pages - free)
-            self.enough = int((self.pool / "free_hugepages").read_text()) >= self.pages
+            self.added = self._change(self.pages) if self.pages else 0
+            self.enough = self.added >= self.pages
         except OSError:
-            self.enough = False
+            self.enough = not self.pages
         return self
 
     def __exit__(self, kind, error, trace):

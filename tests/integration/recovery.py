@@ -46,13 +46,13 @@ def until_works(site, name):
 
 
 def begin(site, case, source_environment=None, target_environment=None, through_proxy=False,
-          populated=True):
+          working=True):
     """(source, target, migrate, proxy or None) of a migration from a to b that was asked for."""
     source = site.vm("a", *case.guest_options(), environment=source_environment)
     target = site.receive("b", *case.receive_options(), host=case.address,
                           environment=target_environment)
-    if populated:
-        site.until_populated("a")
+    if working:
+        site.until_working("a")
     proxy = site.proxy(target.peer) if through_proxy else None
     peer = proxy.peer if proxy else target.peer
     return source, target, site.migrate("a", peer, *case.migrate_options()), proxy

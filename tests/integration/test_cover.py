@@ -39,6 +39,8 @@ def add(number, row):
             try:
                 report = cases.run(site, case)
             except migrating.Failure as failure:
+                if site.lacked_huge_pages():
+                    self.skipTest("somebody else took the huge pages meanwhile")
                 self.fail(f"{failure}\n\n{case}\n{site.transcript()}")
             print(f"\n  {time.monotonic() - started:.1f} s, {report['pages']}")
             for process in site.processes:

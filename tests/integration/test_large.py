@@ -31,7 +31,7 @@ class Large(unittest.TestCase):
             options = [option.replace("ws=0%", "ws=32m") for option in case.guest_options()]
             source = site.vm("a", *options)
             target = site.receive("b", *case.receive_options())
-            site.until_populated("a")
+            site.until_working("a")
             command = site.migrate("a", target.peer)
             self.assertEqual(command.wait(120), 0, command.transcript())
             site.until("b", lambda status: status["guest"]["operations_since_arrival"] > 0,
@@ -79,7 +79,7 @@ class Large(unittest.TestCase):
             options = [option.replace("ws=50%", "ws=32m") for option in case.guest_options()]
             source = site.vm("a", *options)
             target = site.receive("b", *case.receive_options())
-            site.until_populated("a")
+            site.until_working("a")
             command = site.migrate("a", target.peer, "--push", "off", "--verify")
             site.until("b", lambda status: (status["migration"] or {}).get("phase") == "post-copy"
                        and status["migration"]["pages"]["hole"] > 0, "holes are told")
