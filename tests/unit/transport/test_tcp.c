@@ -169,6 +169,24 @@ Test(tcp, a_slow_reader_gets_every_byte_of_a_send_in_many_pieces)
 	free(copy);
 }
 
+Test(tcp, a_message_behind_one_that_is_already_submitted_goes_out_with_the_next_wait)
+{
+	char bytes[11];
+
+	listen_on("tcp:127.0.0.1:0");
+	int fd = dial_raw(AF_INET, "127.0.0.1");
+	wait_until(ring, end.channel);
+	cr_assert_eq(channel_bind(end.channel, ring, &quiet_events, &end, 4096), 0);
+	cr_assert_eq(channel_send(end.channel, "first", 5, NULL, 0, 0), 0);
+	cr_assert_eq(ring_submit(ring), 0);
+	cr_assert_eq(channel_send(end.channel, "second", 6, NULL, 0, 0), 0);
+	cr_assert_eq(ring_wait(ring, 1000000), 0);
+	cr_assert_eq(recv(fd, bytes, sizeof(bytes), MSG_WAITALL), sizeof(bytes));
+	cr_assert_eq(memcmp(bytes, "firstsecond", sizeof(bytes)), 0);
+	close(fd);
+	done();
+}
+
 /* From now on the host behind this socket is as good as switched off: what arrives is dropped,
  * nothing is acknowledged. */
 static void fall_silent(int fd)
