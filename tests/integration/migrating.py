@@ -230,7 +230,8 @@ class Site:
     def until_working(self, name, seconds=30):
         """The guest, which has filled its working set when `vm run` says ready, has begun to work."""
         def works(status):
-            return status["workload"].startswith("idle") or status["guest"]["operations"] > 0
+            return status["workload"].startswith("idle") or (
+                status["guest"] and status["guest"]["operations"] > 0)
         return self.until(name, works, "the guest works", seconds)
 
     def lacked_huge_pages(self):

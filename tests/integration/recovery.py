@@ -29,6 +29,8 @@ def until_still(site, name):
     seen = []
 
     def still(status):
+        if not status["guest"]:
+            return False
         seen.append(status["guest"]["operations"])
         time.sleep(0.02)
         return len(seen) >= STILL and len(set(seen[-STILL:])) == 1
@@ -40,6 +42,8 @@ def until_works(site, name):
     first = []
 
     def works(status):
+        if not status["guest"]:
+            return False
         first.append(status["guest"]["operations"])
         return first[-1] > first[0]
     return site.until(name, works, "the guest works")

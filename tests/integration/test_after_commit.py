@@ -11,8 +11,10 @@ from migrating import DONE, FAILED, INCOMPLETE
 
 
 def missing_pages():
-    """A migration that leaves pages missing for as long as nobody turns the push on."""
-    return cases.Case(workload="random", working_set=60, push="off", **recovery.backing())
+    """A migration that leaves pages missing for as long as nobody turns the push on: the guest asks
+    for a few thousand a second at most."""
+    return cases.Case(workload="random", working_set=60, memory_mib=128, rate=3000, check=0,
+                      push="off", **recovery.backing())
 
 
 class AfterCommit(unittest.TestCase):
