@@ -70,7 +70,9 @@ struct microvm {
 	atomic_int order;                /* enum machine_order; written under lock */
 	atomic_uint parked;              /* vCPUs; written under lock, read by a spinning pause */
 	_Atomic uint64_t first_entry_ns; /* 0: none entered since the last resume */
-	bool loaded, has_run;            /* by load(); by start() or resume() */
+	/* By load(); orders operations_per_s_before for whoever asks for the account meanwhile. */
+	atomic_bool loaded;
+	bool has_run; /* by start() or resume() */
 	atomic_bool
 		released; /* the view is no longer the guest's memory: nothing it finds counts */
 	struct vcpu *vcpus;
