@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 
 #include "base/bits.h"
+#include "engine/inject.h"
 #include "engine/source/tamper.h"
 #include "engine/source/zero.h"
 
@@ -174,7 +175,8 @@ static bool push_run(struct pusher *pusher)
 		&pusher->shared->memory.regions[pusher->grants[head].region];
 	uint64_t first = pusher->at;
 	uint64_t end = pusher->grants[head].first + pusher->grants[head].count;
-	uint64_t most = region->hugetlb ? 1 : PUSHER_RUN_PAGES;
+	/* A page that is lost would end its run, and be read again, whole, for the next. */
+	uint64_t most = region->hugetlb || inject_armed(INJECT_DATA_LOSE) ? 1 : PUSHER_RUN_PAGES;
 	uint64_t count = end - first < most ? end - first : most;
 	uint32_t free_slots = ~pusher->busy & ((1u << PUSHER_IN_FLIGHT) - 1);
 
