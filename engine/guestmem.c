@@ -95,6 +95,16 @@ void guestmem_close(struct guestmem *memory)
 	memset(memory, 0, sizeof(*memory));
 }
 
+uint64_t guestmem_largest_page(const struct guestmem *memory)
+{
+	uint64_t largest = 4096;
+
+	for (size_t i = 0; i < memory->region_count; i++)
+		if (memory->regions[i].page_bytes > largest)
+			largest = memory->regions[i].page_bytes;
+	return largest;
+}
+
 int guestmem_punch(const struct guest_region *region, uint64_t first, uint64_t count)
 {
 	if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

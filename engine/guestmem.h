@@ -54,6 +54,9 @@ int guestmem_read(const struct guest_region *region, uint64_t first, uint64_t co
 bool guestmem_locate(const struct guestmem *memory, uint64_t vm_address, size_t *region,
 		     uint64_t *page);
 
+/* The page size of the region that has the largest: what a buffer must hold. */
+uint64_t guestmem_largest_page(const struct guestmem *memory);
+
 static inline uint64_t guestmem_vm_address(const struct guest_region *region, uint64_t page)
 {
 	return (uint64_t)(uintptr_t)region->vm_view + page * region->page_bytes;

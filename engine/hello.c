@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 /* What this side can do, by name; a peer that requires something not listed here is refused. */
-static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3", "set-push"};
+static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3", "set-push",
+				       "ping"};
 static const char *const required[] = {"post-copy"};
 
 struct self {
@@ -64,6 +65,14 @@ int hello_check(const Jaunt__Hello *theirs, struct jaunt_error *error)
 
 	describe_self(&self);
 	return control_negotiate(&self.hello, theirs, error);
+}
+
+bool hello_has(const Jaunt__Hello *theirs, const char *feature)
+{
+	for (size_t i = 0; i < theirs->n_features; i++)
+		if (strcmp(theirs->features[i], feature) == 0)
+			return true;
+	return false;
 }
 
 bool hello_same_clock(const Jaunt__Hello *theirs)

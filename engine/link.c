@@ -15,7 +15,9 @@ static size_t link_received(void *user, const uint8_t *data, size_t bytes)
 	size_t used = 0;
 
 	link->heard_ns = clock_ns();
-	while (!link->error.code) {
+	/* A peer that was held up for a while sends much at once: what does not fit waits in the
+	 * channel. */
+	while (!link->error.code && link->count < LINK_QUEUE_MAX) {
 		Jaunt__Control *message;
 		size_t consumed = 0, needed = 0;
 		int result = control_unpack(data + used, bytes - used, &message, &consumed, &needed,
@@ -27,15 +29,11 @@ static size_t link_received(void *user, const uint8_t *data, size_t bytes)
 			break;
 		}
 		used += consumed;
-		if (link->count == LINK_QUEUE_MAX) {
-			control_free(message);
-			error_set(
-				&link->error, EPROTO, "flood",
-				"the peer sends control messages faster than the protocol allows");
-			channel_shutdown(link->channel);
-			break;
-		}
 		link->queue[(link->head + link->count++) % LINK_QUEUE_MAX] = message;
+	}
+	if (link->count == LINK_QUEUE_MAX && !link->paused) {
+		link->paused = true;
+		channel_pause(link->channel, true);
 	}
 	return link->error.code ? bytes : used;
 }
@@ -127,6 +125,10 @@ int link_next(struct link *link, int64_t timeout_ns, Jaunt__Control **message)
 		*message = link->queue[link->head];
 		link->head = (link->head + 1) % LINK_QUEUE_MAX;
 		link->count--;
+		if (link->paused && link->count < LINK_QUEUE_MAX / 2 && !link->closed) {
+			link->paused = false;
+			channel_pause(link->channel, false);
+		}
 		return 1;
 	}
 	if (link->closed)

@@ -14,13 +14,14 @@
 #include "transport/transport.h"
 
 #define LINK_BUFFER_BYTES (CONTROL_MESSAGE_MAX + 4096u)
-#define LINK_QUEUE_MAX    64u /* messages received and not taken: more ends the link */
+#define LINK_QUEUE_MAX    64u /* messages received and not taken: more wait in the channel */
 
 struct link {
 	struct channel *channel; /* owned */
 	struct ring *ring;       /* the thread's */
 	Jaunt__Control *queue[LINK_QUEUE_MAX];
 	unsigned head, count;
+	bool paused; /* the queue is full */
 	bool closed;
 	int close_error;          /* 0: the peer closed it */
 	struct jaunt_error error; /* why, if the peer's bytes made no sense */

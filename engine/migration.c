@@ -144,6 +144,15 @@ void migration_blocked(struct jaunt_migration *migration, const struct jaunt_err
 	migration_phase(migration, JAUNT_PHASE_BLOCKED);
 }
 
+void migration_unblocked(struct jaunt_migration *migration)
+{
+	pthread_mutex_lock(&migration->mutex);
+	set_reason(migration, NULL);
+	migration->status.vm_is_at = JAUNT_AT_TARGET;
+	pthread_mutex_unlock(&migration->mutex);
+	migration_phase(migration, JAUNT_PHASE_POSTCOPY);
+}
+
 int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 		  enum jaunt_place place, const struct jaunt_error *error)
 {
@@ -185,9 +194,9 @@ int jaunt_migration_run(struct jaunt_migration *migration, struct jaunt_error *e
 		error = &local;
 	migration->lane = trace_lane(migration->trace, "control");
 	/* The guest stands still while this thread takes its steps at the switchover. */
-	worker_set_rank(WORKER_URGENT);
+	struct worker_rank_saved before = worker_rank_raise();
 	int outcome = migration->side->run(migration, error);
-	worker_set_rank(WORKER_NORMAL);
+	worker_rank_restore(&before);
 	return outcome;
 }
 
@@ -211,11 +220,20 @@ void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_stat
 int jaunt_migration_cancel(struct jaunt_migration *migration, struct jaunt_error *error)
 {
 	pthread_mutex_lock(&migration->mutex);
-	bool committed = migration->committed || migration->ended;
+	bool committed = migration->committed, ended = migration->ended;
+	bool in_doubt = migration->status.phase == JAUNT_PHASE_IN_DOUBT;
 	/* Under the mutex, so that either COMMIT or the cancel comes first. */
-	if (!committed)
+	if (!committed && !ended && !in_doubt)
 		atomic_store(&migration->cancel, true);
 	pthread_mutex_unlock(&migration->mutex);
+	if (ended)
+		return error_set(error, EBUSY, "ended",
+				 "the migration has ended: there is nothing to cancel");
+	if (in_doubt)
+		return error_set(error, EBUSY, "in-doubt",
+				 "the link was lost before COMMIT or ABORT was heard: only the "
+				 "source knows whose the VM is. `jaunt cancel VM --abandon` gives "
+				 "this copy up");
 	if (committed)
 		return error_set(
 			error, EBUSY, "committed",

@@ -36,7 +36,6 @@ struct jaunt_migration {
 	pthread_mutex_t mutex; /* guards what follows, up to the atomics */
 	struct jaunt_status status;
 	bool committed; /* source: COMMIT recorded; target: COMMIT heard */
-	bool loaded;    /* target: in doubt from here until COMMIT or ABORT */
 	bool ended;
 	uint64_t started_ns, switch_ns, ended_ns;
 
@@ -57,6 +56,8 @@ void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase);
 void migration_place(struct jaunt_migration *migration, enum jaunt_place place);
 /* Committed, but pages do not arrive: phase `blocked`, with why. */
 void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why);
+/* They arrive again. */
+void migration_unblocked(struct jaunt_migration *migration);
 /* The outcome is final: sets phase, place and reason, and returns `outcome`. */
 int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 		  enum jaunt_place place, const struct jaunt_error *error);

@@ -87,3 +87,12 @@ bool preamble_parse(const uint8_t *bytes, struct attach *attach, const char **wh
 	}
 	return true;
 }
+
+int preamble_take_echo(const uint8_t *data, size_t bytes, const char **why)
+{
+	struct attach attach;
+
+	if (bytes < PREAMBLE_BYTES)
+		return 0;
+	return preamble_parse(data, &attach, why) ? PREAMBLE_BYTES : -EPROTO;
+}

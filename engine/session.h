@@ -55,5 +55,8 @@ int preamble_send(struct channel *channel, const struct session *session, enum a
 		  unsigned index);
 /* Reads them; false with the reason in `why` (a sentence). */
 bool preamble_parse(const uint8_t *bytes, struct attach *attach, const char **why);
+/* The peer's, at the side that connected: it is only checked to be one. PREAMBLE_BYTES; 0: not all
+ * of it is there yet; -EPROTO with the reason in `why`. */
+int preamble_take_echo(const uint8_t *data, size_t bytes, const char **why);
 
 #endif

@@ -9,7 +9,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define RING_DEPTH 256
+#define RING_DEPTH      256
+#define URGENT_NICE     (-15)
+#define URGENT_SLICE_NS 100000
 
 /* struct sched_attr of Linux (include/uapi/linux/sched/types.h), which Debian 12's C library lacks.
  */
@@ -30,17 +32,31 @@ struct rank_attributes {
  * preempt a thread in the middle of a longer one (Linux 6.12, EEVDF; older kernels ignore it).
  * Without the permission (CAP_SYS_NICE) everything stays as it is.
  */
-void worker_set_rank(enum worker_rank rank)
+struct worker_rank_saved worker_rank_raise(void)
 {
+	struct worker_rank_saved before = {.known = false};
 	struct rank_attributes attributes = {.size = sizeof(attributes)};
 	pid_t thread = (pid_t)syscall(SYS_gettid);
 
-	if (rank == WORKER_URGENT) {
-		attributes.nice = -15;
-		attributes.runtime_ns = 100000;
-	}
+	if (syscall(SYS_sched_getattr, thread, &attributes, sizeof(attributes), 0) < 0 ||
+	    attributes.policy != 0)
+		return before; /* whoever chose another policy knows better */
+	before = (struct worker_rank_saved){true, attributes.nice, attributes.runtime_ns};
+	attributes.nice = URGENT_NICE;
+	attributes.runtime_ns = URGENT_SLICE_NS;
 	if (syscall(SYS_sched_setattr, thread, &attributes, 0) < 0)
-		(void)setpriority(PRIO_PROCESS, (id_t)thread, attributes.nice);
+		(void)setpriority(PRIO_PROCESS, (id_t)thread, URGENT_NICE);
+	return before;
+}
+
+void worker_rank_restore(const struct worker_rank_saved *before)
+{
+	struct rank_attributes attributes = {
+		.size = sizeof(attributes), .nice = before->nice, .runtime_ns = before->slice_ns};
+	pid_t thread = (pid_t)syscall(SYS_gettid);
+
+	if (before->known && syscall(SYS_sched_setattr, thread, &attributes, 0) < 0)
+		(void)setpriority(PRIO_PROCESS, (id_t)thread, before->nice);
 }
 
 static void tell_started(struct worker *worker, int result)
@@ -58,7 +74,7 @@ static void *worker_main(void *argument)
 
 	pthread_setname_np(pthread_self(), worker->name);
 	if (worker->rank == WORKER_URGENT)
-		worker_set_rank(worker->rank);
+		(void)worker_rank_raise();
 	int result = ring_create(&worker->ring, RING_DEPTH);
 	if (result < 0) {
 		tell_started(worker, result);

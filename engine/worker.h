@@ -27,7 +27,6 @@ struct worker_ops {
 enum worker_rank {
 	WORKER_URGENT, /* a guest waits for it */
 	WORKER_NORMAL,
-	WORKER_BULK, /* must yield to the others */
 };
 
 struct worker {
@@ -53,7 +52,13 @@ void worker_wake(struct worker *worker);
 /* Ends and joins the thread, if it runs. */
 void worker_stop(struct worker *worker);
 
-/* The rank of the calling thread: URGENT, or back to what threads have by themselves. */
-void worker_set_rank(enum worker_rank rank);
+/* Makes the calling thread one that a guest waits for; says what it was before. */
+struct worker_rank_saved {
+	bool known;
+	int32_t nice;
+	uint64_t slice_ns;
+};
+struct worker_rank_saved worker_rank_raise(void);
+void worker_rank_restore(const struct worker_rank_saved *before);
 
 #endif

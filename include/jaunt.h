@@ -225,6 +225,9 @@ int jaunt_migration_set_push(struct jaunt_migration *migration, bool push);
 bool jaunt_migration_was_demanded(const struct jaunt_migration *migration, size_t region,
 				  uint64_t page);
 
+/* Frees it all, its userfaultfds with it. A target whose VM was committed with pages missing
+ * (outcome JAUNT_INCOMPLETE) must be closed only after its VM is destroyed: a guest without a
+ * handler reads zeros where a page is missing. */
 void jaunt_migration_close(struct jaunt_migration *migration);
 
 /* Names as they stand in JSON and in messages. */

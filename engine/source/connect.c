@@ -39,7 +39,9 @@ int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
 		return result;
 	}
 	case JAUNT__CONTROL__MESSAGE_FAILED:
-		return error_set(error, EREMOTEIO,
+		return error_set(error,
+				 strcmp(message->failed->reason, "cancelled") == 0 ? ECANCELED
+										   : EREMOTEIO,
 				 message->failed->reason[0] ? message->failed->reason : "failed",
 				 "the target gave up: %s", message->failed->text);
 	default:
@@ -131,14 +133,15 @@ static int knock(struct source *source, struct channel *channel, struct jaunt_er
 		uint64_t now = clock_ns();
 		bool other =
 			state.bytes >= 2 && (state.answer[0] | state.answer[1] << 8) != FRAME_MAGIC;
-		if (other || now >= until || atomic_load(&source->base.cancel))
+		if (other || now >= until || atomic_load(&source->base.cancel) ||
+		    atomic_load(&source->base.abandon))
 			break;
 		ring_wait(source->ring, (int64_t)(until - now));
 	}
 	channel_unbind(channel);
 	if (state.done && preamble_parse(state.answer, &attach, &why))
 		return 0;
-	if (atomic_load(&source->base.cancel))
+	if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
 		return error_set(error, ECANCELED, "cancelled", "cancelled");
 	if (why || state.bytes >= 2)
 		return error_set(error, EPROTO, "not-jaunt",
@@ -203,7 +206,16 @@ static int greet(struct source *source, struct jaunt_error *error)
 		result = source_unexpected(message, error);
 	} else {
 		source->same_clock = hello_same_clock(message->hello);
+		source->takes_set_push = hello_has(message->hello, "set-push");
+		source->takes_holes = hello_has(message->hello, "holes-told");
 		result = hello_check(message->hello, error);
+		if (result >= 0 && source->base.options.verify &&
+		    !hello_has(message->hello, "verify-xxh3"))
+			result = error_set(
+				error, EPROTONOSUPPORT, "feature",
+				"the target cannot verify pages (%s): leave --verify out, "
+				"or update it",
+				message->hello->software);
 	}
 	control_free(message);
 	return result < 0 ? result : 0;

@@ -102,16 +102,16 @@ static size_t digester_received(void *user, const uint8_t *data, size_t bytes)
 	while (!at->dead && bytes - used >= FRAME_BYTES) {
 		struct frame frame;
 		if (!at->attached) {
-			struct attach attach;
 			const char *why;
-			if (bytes - used < PREAMBLE_BYTES)
-				break;
-			if (!preamble_parse(data + used, &attach, &why)) {
+			int taken = preamble_take_echo(data + used, bytes - used, &why);
+			if (taken < 0) {
 				digester_lose(at, why);
 				return bytes;
 			}
+			if (taken == 0)
+				break;
 			at->attached = true;
-			used += PREAMBLE_BYTES;
+			used += (size_t)taken;
 			continue;
 		}
 		enum frame_fault fault = frame_decode(&frame, data + used);
@@ -188,15 +188,12 @@ static const struct worker_ops digester_ops = {
 int digester_start(struct digester *digester, struct source_shared *shared,
 		   struct channel **channels, unsigned count)
 {
-	uint64_t largest = READ_BYTES;
-
 	memset(digester, 0, sizeof(*digester));
 	digester->shared = shared;
-	for (size_t i = 0; i < shared->memory.region_count; i++)
-		if (shared->memory.regions[i].page_bytes > largest)
-			largest = shared->memory.regions[i].page_bytes;
+	uint64_t largest = guestmem_largest_page(&shared->memory);
+	digester->page_bytes = largest > READ_BYTES ? largest : READ_BYTES;
 	digester->channels = calloc(count, sizeof(*digester->channels));
-	digester->page = malloc(largest);
+	digester->page = malloc(digester->page_bytes);
 	if (!digester->channels || !digester->page) {
 		digester_end(digester);
 		return -ENOMEM;

@@ -28,7 +28,8 @@ struct digester {
 	struct source_shared *shared;
 	struct digester_channel *channels; /* each owns its channel */
 	unsigned count;
-	uint8_t *page;
+	uint8_t *page; /* what is being read */
+	uint64_t page_bytes;
 };
 
 /* Takes the channels over. */

@@ -59,14 +59,14 @@ static size_t pusher_received(void *user, const uint8_t *data, size_t bytes)
 	while (!pusher->dead && bytes - used >= FRAME_BYTES) {
 		struct frame frame;
 		if (!pusher->attached) {
-			struct attach attach;
 			const char *why;
-			if (bytes - used < PREAMBLE_BYTES)
-				break;
-			if (!preamble_parse(data + used, &attach, &why))
+			int taken = preamble_take_echo(data + used, bytes - used, &why);
+			if (taken < 0)
 				return refuse(pusher, bytes, why);
+			if (taken == 0)
+				break;
 			pusher->attached = true;
-			used += PREAMBLE_BYTES;
+			used += (size_t)taken;
 			continue;
 		}
 		enum frame_fault fault = frame_decode(&frame, data + used);
@@ -265,10 +265,10 @@ static int pusher_begin(void *user, struct ring *ring)
 {
 	struct pusher *pusher = user;
 
+	uint64_t largest = guestmem_largest_page(&pusher->shared->memory);
 	pusher->slot_bytes = PUSHER_RUN_PAGES * 4096;
-	for (size_t i = 0; i < pusher->shared->memory.region_count; i++)
-		if (pusher->shared->memory.regions[i].page_bytes > pusher->slot_bytes)
-			pusher->slot_bytes = pusher->shared->memory.regions[i].page_bytes;
+	if (largest > pusher->slot_bytes)
+		pusher->slot_bytes = largest;
 	pusher->grants = calloc(PUSHER_GRANTS, sizeof(*pusher->grants));
 	int result = pusher->grants ? 0 : -ENOMEM;
 	if (result == 0)

@@ -53,14 +53,14 @@ static size_t serve_received(void *user, const uint8_t *data, size_t bytes)
 	while (!serve->dead && bytes - used >= FRAME_BYTES) {
 		struct frame frame;
 		if (!serve->attached) {
-			struct attach attach;
 			const char *why;
-			if (bytes - used < PREAMBLE_BYTES)
-				break;
-			if (!preamble_parse(data + used, &attach, &why))
+			int taken = preamble_take_echo(data + used, bytes - used, &why);
+			if (taken < 0)
 				return refuse(serve, bytes, why);
+			if (taken == 0)
+				break;
 			serve->attached = true;
-			used += PREAMBLE_BYTES;
+			used += (size_t)taken;
 			continue;
 		}
 		enum frame_fault fault = frame_decode(&frame, data + used);
@@ -184,10 +184,7 @@ static int serve_begin(void *user, struct ring *ring)
 {
 	struct serve *serve = user;
 
-	serve->slot_bytes = 4096;
-	for (size_t i = 0; i < serve->shared->memory.region_count; i++)
-		if (serve->shared->memory.regions[i].page_bytes > serve->slot_bytes)
-			serve->slot_bytes = serve->shared->memory.regions[i].page_bytes;
+	serve->slot_bytes = guestmem_largest_page(&serve->shared->memory);
 	serve->slot_count = serve->slot_bytes > 4096 ? 3 : SERVE_SLOTS;
 	serve->slots = mmap(NULL, serve->slot_bytes * serve->slot_count, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -27,7 +27,8 @@
 #include "engine/trace.h"
 #include "transport/ring.h"
 
-#define MS_NS 1000000u
+#define MS_NS   1000000u
+#define LOOK_NS 250000000 /* how often to look whether the target is alive */
 
 static int send_abort(struct source *source, const struct jaunt_error *why)
 {
@@ -122,7 +123,8 @@ static int commit(struct source *source, struct jaunt_error *error)
 	inject_kill(INJECT_KILL_BEFORE_COMMIT);
 	pthread_mutex_lock(&base->mutex);
 	bool cancelled = atomic_load(&base->cancel) || atomic_load(&base->abandon);
-	if (!cancelled) {
+	bool lost = atomic_load(&source->shared.session.lost);
+	if (!cancelled && !lost) {
 		base->committed = true;
 		base->status.vm_is_at = JAUNT_AT_UNKNOWN; /* until RESUMED is heard */
 		base->status.downtime_floor_us =
@@ -132,6 +134,12 @@ static int commit(struct source *source, struct jaunt_error *error)
 	pthread_mutex_unlock(&base->mutex);
 	if (cancelled)
 		return error_set(error, ECANCELED, "cancelled", "cancelled");
+	if (lost) { /* better here and whole than there and blocked */
+		pthread_mutex_lock(&source->shared.session.mutex);
+		*error = source->shared.session.why;
+		pthread_mutex_unlock(&source->shared.session.mutex);
+		return -error->code;
+	}
 
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Commit body = JAUNT__COMMIT__INIT;
@@ -205,8 +213,7 @@ static void note_progress(struct source *source, const Jaunt__Progress *progress
 		migration_blocked(base, &why);
 	} else if (base->status.phase == JAUNT_PHASE_BLOCKED &&
 		   !atomic_load(&source->shared.session.lost)) {
-		migration_place(base, JAUNT_AT_TARGET);
-		migration_phase(base, JAUNT_PHASE_POSTCOPY);
+		migration_unblocked(base);
 	}
 }
 
@@ -262,6 +269,35 @@ static void note_blocked(struct source *source)
 		migration_place(&source->base, JAUNT_AT_UNKNOWN);
 }
 
+static void answer_ping(struct source *source, const Jaunt__Ping *ping)
+{
+	Jaunt__Control answer = JAUNT__CONTROL__INIT;
+	Jaunt__Pong pong = JAUNT__PONG__INIT;
+
+	pong.sent_ns = ping->sent_ns;
+	answer.message_case = JAUNT__CONTROL__MESSAGE_PONG;
+	answer.pong = &pong;
+	link_send(&source->link, &answer);
+}
+
+/* A target that says nothing, though its host still acknowledges what we send: its process hangs.
+ * It speaks ten times a second when it does not. */
+static void watch_silence(struct source *source)
+{
+	uint64_t limit = (uint64_t)source->base.options.peer_timeout_ms * MS_NS;
+	bool alive = !source->link.closed && clock_ns() - source->link.heard_ns < limit;
+	struct jaunt_error why = {0};
+
+	if (!alive && atomic_load(&source->target_alive) && !source->link.closed) {
+		error_set(
+			&why, ETIMEDOUT, "peer-silent",
+			"the target has said nothing for %u ms; it goes on by itself when it does",
+			source->base.options.peer_timeout_ms);
+		migration_blocked(&source->base, &why);
+	}
+	atomic_store(&source->target_alive, alive);
+}
+
 /* -1: go on; else the outcome. */
 static int handle(struct source *source, const Jaunt__Control *message, struct jaunt_error *error)
 {
@@ -273,8 +309,15 @@ static int handle(struct source *source, const Jaunt__Control *message, struct j
 		note_progress(source, message->progress);
 		break;
 	case JAUNT__CONTROL__MESSAGE_COMPLETE:
-		if (message->complete->progress)
-			note_progress(source, message->complete->progress);
+		if (!source->resumed_there || !message->complete->progress ||
+		    message->complete->progress->missing) {
+			/* This host has the only copy of what is missing: not on such a word. */
+			session_lose(&source->shared.session, "protocol",
+				     "the target says it is complete, and cannot be");
+			channel_shutdown(source->link.channel);
+			break;
+		}
+		note_progress(source, message->complete->progress);
 		send_released(source);
 		return migration_end(&source->base, JAUNT_DONE, JAUNT_AT_TARGET, NULL);
 	case JAUNT__CONTROL__MESSAGE_FAILED:
@@ -282,6 +325,9 @@ static int handle(struct source *source, const Jaunt__Control *message, struct j
 			break; /* it runs there: a promise that cannot be true */
 		source_unexpected(message, error);
 		return end_here(source, JAUNT_FAILED, error);
+	case JAUNT__CONTROL__MESSAGE_PING:
+		answer_ping(source, message->ping);
+		break;
 	default:
 		break; /* a cancel request came too late; a newer peer may say more */
 	}
@@ -293,7 +339,8 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 	bool blocked = false;
 
 	migration_phase(&source->base, JAUNT_PHASE_POSTCOPY);
-	if (holes_start(&source->holes) < 0)
+	atomic_store(&source->target_alive, true);
+	if (source->takes_holes && holes_start(&source->holes) < 0)
 		trace_event(source->base.lane, "holes", "the search for holes did not start");
 	for (;;) {
 		Jaunt__Control *message = NULL;
@@ -301,7 +348,8 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 		if (source->link.closed && !source->link.count)
 			ring_wait(source->ring, -1);
 		else
-			result = link_next(&source->link, -1, &message);
+			result = link_next(&source->link, LOOK_NS, &message);
+		watch_silence(source);
 		inject_kill(INJECT_KILL_POSTCOPY);
 		if (result == 1) {
 			int outcome = handle(source, message, error);
@@ -315,7 +363,7 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 			blocked = source->link.closed;
 		}
 		int push = atomic_exchange(&source->base.set_push, -1);
-		if (push >= 0 && !source->link.closed) {
+		if (push >= 0 && !source->link.closed && source->takes_set_push) {
 			Jaunt__Control wish = JAUNT__CONTROL__INIT;
 			Jaunt__SetPush body = JAUNT__SET_PUSH__INIT;
 			body.push = push;
@@ -332,7 +380,8 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 				source->resumed_there ? JAUNT_INCOMPLETE : JAUNT_UNKNOWN,
 				source->resumed_there ? JAUNT_AT_BLOCKED : JAUNT_AT_UNKNOWN, error);
 		}
-		if (atomic_load(&source->base.resume_fenced)) {
+		if (atomic_exchange(&source->base.resume_fenced, false) &&
+		    !atomic_load(&source->target_alive)) {
 			error_set(
 				error, ECONNRESET, "peer-fenced",
 				"the target was lost; the operator has fenced it, and the VM runs "
@@ -430,7 +479,13 @@ static void source_set_push(struct jaunt_migration *migration, bool push)
 
 static int source_check_resume(struct jaunt_migration *migration, struct jaunt_error *error)
 {
-	(void)migration, (void)error; /* all of the VM is here */
+	struct source *source = (struct source *)migration;
+
+	if (atomic_load(&source->target_alive))
+		return error_set(
+			error, EBUSY, "peer-alive",
+			"the target is alive and runs the VM: two must never run it. Fence "
+			"the target's host first, so that the link goes");
 	return 0;
 }
 

@@ -25,6 +25,7 @@ struct source {
 	struct link link;
 	bool linked;
 	bool same_clock;
+	bool takes_set_push, takes_holes; /* what the target said it can do */
 	bool paused;
 	bool resumed_there; /* RESUMED was heard */
 	struct jaunt_description description;
@@ -36,7 +37,8 @@ struct source {
 	struct serve *serves[SOURCE_SERVES_MAX]; /* under the mutex for status */
 	struct pusher *pushers[SOURCE_STREAMS_MAX];
 	uint64_t last_instruction_ns, pause_ns, save_ns, load_ns, commit_ns;
-	uint64_t round_trip_ns; /* median of a few, on the control link */
+	_Atomic bool target_alive; /* heard within the peer timeout; read by check_resume */
+	uint64_t round_trip_ns;    /* median of a few, on the control link */
 };
 
 /* --- connect.c: everything up to a target that is ready, while the VM runs

@@ -25,6 +25,7 @@ static int greet(struct target *target, struct jaunt_error *error)
 	} else {
 		hello_send(&target->link);
 		target->same_clock = hello_same_clock(message->hello);
+		target->answers_pings = hello_has(message->hello, "ping");
 		result = hello_check(message->hello, error);
 	}
 	control_free(message);

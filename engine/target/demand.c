@@ -35,8 +35,10 @@ static void give_hint(struct demand *demand, size_t region, uint64_t page)
 	atomic_store_explicit(&hints->head, head + 1, memory_order_release);
 }
 
-static void send_fetch(struct demand *demand, size_t region, uint64_t page)
+static void send_fetch(struct demand *demand, struct request *request)
 {
+	size_t region = request->region;
+	uint64_t page = request->page;
 	struct frame frame = {.type = FRAME_FETCH,
 			      .region = (uint16_t)region,
 			      .epoch = atomic_load(&demand->shared->session.epoch),
@@ -48,7 +50,14 @@ static void send_fetch(struct demand *demand, size_t region, uint64_t page)
 		return; /* the request stays: whoever reconnects asks again */
 	frame_encode(&frame, head);
 	int result = channel_send(demand->channel, head, sizeof(head), NULL, 0, 0);
-	if (result < 0 && result != -EPIPE)
+	if (result == -EAGAIN && !request->unsent) {
+		request->unsent = true;
+		demand->unsent++;
+	} else if (result == 0 && request->unsent) {
+		request->unsent = false;
+		demand->unsent--;
+	}
+	if (result < 0 && result != -EPIPE && result != -EAGAIN)
 		session_lose(&demand->shared->session, "link-lost", "ask for a page: %s",
 			     strerror(-result));
 }
@@ -62,7 +71,7 @@ static void handle_absent(struct demand *demand, size_t region, uint64_t page, u
 		trace_fault(demand->lane, (unsigned)region, page, now, now, TRACE_JOINED);
 		return;
 	}
-	send_fetch(demand, region, page);
+	send_fetch(demand, request);
 	give_hint(demand, region, page);
 }
 
@@ -127,6 +136,12 @@ static void read_faults(struct demand *demand)
 	}
 }
 
+static void forget(struct demand *demand, struct request *request)
+{
+	demand->unsent -= request->unsent;
+	requests_remove(&demand->requests, request);
+}
+
 static void finish(struct demand *demand, struct request *request, uint64_t installed)
 {
 	struct target_shared *shared = demand->shared;
@@ -143,7 +158,7 @@ static void finish(struct demand *demand, struct request *request, uint64_t inst
 		    TRACE_FETCHED);
 	trace_run(demand->lane, request->region, request->page, 1,
 		  installed ? TRACE_RUN_DEMANDED : TRACE_RUN_DUPLICATE);
-	requests_remove(&demand->requests, request);
+	forget(demand, request);
 }
 
 /* Whether the bytes of a page may be installed. If not, it was asked for again, or is lost. */
@@ -168,9 +183,9 @@ static bool check_page(struct demand *demand, struct request *request, const uin
 	if (!wrong)
 		return true;
 	if (checker_suspect(shared, request->region, request->page))
-		send_fetch(demand, request->region, request->page);
+		send_fetch(demand, request);
 	else
-		requests_remove(&demand->requests, request);
+		forget(demand, request);
 	return false;
 }
 
@@ -315,9 +330,25 @@ static int demand_begin(void *user, struct ring *ring)
 	return result;
 }
 
+/* Asks for what found no room before. */
+static void send_unsent(struct demand *demand)
+{
+	for (unsigned i = 0; i < REQUESTS_MAX * 2 && demand->unsent; i++) {
+		struct request *request = &demand->requests.slots[i];
+		if (!demand->channel || !channel_room(demand->channel))
+			return;
+		if (request->used && request->unsent)
+			send_fetch(demand, request);
+	}
+}
+
 static int64_t demand_pump(void *user)
 {
-	read_faults(user);
+	struct demand *demand = user;
+
+	if (demand->unsent)
+		send_unsent(demand);
+	read_faults(demand);
 	return -1;
 }
 
@@ -336,7 +367,15 @@ int demand_start(struct demand *demand, struct target_shared *shared, unsigned s
 	demand->check_channel = check_channel;
 	snprintf(name, sizeof(name), "jaunt-fault-%u", shard);
 	demand->lane = trace_lane(shared->trace, name);
-	return worker_start(&demand->worker, name, WORKER_URGENT, &demand_ops, demand);
+	int result = worker_start(&demand->worker, name, WORKER_URGENT, &demand_ops, demand);
+	if (result < 0) { /* begin() may not even have been reached */
+		if (demand->channel)
+			channel_free(demand->channel);
+		if (demand->check_channel)
+			channel_free(demand->check_channel);
+		demand->channel = demand->check_channel = NULL;
+	}
+	return result;
 }
 
 void demand_stop(struct demand *demand)

@@ -30,8 +30,9 @@ struct demand {
 	struct trace_lane *lane;
 	struct checker checker;
 	struct requests requests;
-	bool readable; /* the userfaultfd has, or may have, more events */
-	bool dead;     /* the channel is gone: faults on absent pages are entered and wait */
+	unsigned unsent; /* requests whose FETCH found no room */
+	bool readable;   /* the userfaultfd has, or may have, more events */
+	bool dead;       /* the channel is gone: faults on absent pages are entered and wait */
 	struct page_counters counters;
 	struct histogram latency; /* event read → made visible */
 };

@@ -41,7 +41,7 @@ int install_open(struct install *install, struct guestmem *memory, struct pagema
 	install->map = map;
 	for (unsigned i = 0; i < INSTALL_SHARDS_MAX; i++)
 		install->uffds[i].fd = -1;
-	uint64_t largest = 0;
+	uint64_t largest = guestmem_largest_page(memory);
 	for (size_t i = 0; i < memory->region_count; i++) {
 		const struct guest_region *region = &memory->regions[i];
 		uint64_t chunks =
@@ -54,10 +54,8 @@ int install_open(struct install *install, struct guestmem *memory, struct pagema
 			return -ENOMEM;
 		}
 		install->in_file[i] = bits;
-		if (region->hugetlb && region->page_bytes > largest)
-			largest = region->page_bytes;
 	}
-	if (largest) {
+	if (largest > 4096) {
 		/* Never written, so all of it is the kernel's one page of zeros. */
 		install->zero_page = mmap(NULL, largest, PROT_READ,
 					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -74,7 +72,6 @@ void install_close(struct install *install)
 {
 	if (!install->memory)
 		return;
-	uint64_t largest = 0;
 	for (size_t i = 0; i < install->memory->region_count; i++) {
 		const struct guest_region *region = &install->memory->regions[i];
 		uint64_t chunks =
@@ -82,11 +79,9 @@ void install_close(struct install *install)
 			INSTALL_CHUNK_BYTES;
 		if (install->in_file[i])
 			munmap((void *)install->in_file[i], round_up(chunks, 64) / 8);
-		if (region->hugetlb && region->page_bytes > largest)
-			largest = region->page_bytes;
 	}
 	if (install->zero_page)
-		munmap(install->zero_page, largest);
+		munmap(install->zero_page, guestmem_largest_page(install->memory));
 	for (unsigned i = 0; i < install->shards; i++)
 		uffd_close(&install->uffds[i]);
 	memset(install, 0, sizeof(*install));

@@ -54,6 +54,16 @@ static bool is_blocked(struct target *target, struct jaunt_error *why)
 			  lost.text, missing);
 		return true;
 	}
+	if (target->answers_pings &&
+	    clock_ns() - target->link.heard_ns >
+		    (uint64_t)target->base.options.peer_timeout_ms * MS_NS) {
+		error_set(
+			why, ETIMEDOUT, "peer-silent",
+			"the source has said nothing for %u ms, though its host may be up; %" PRIu64
+			" pages are missing. It goes on by itself when it answers",
+			target->base.options.peer_timeout_ms, missing);
+		return true;
+	}
 	if (atomic_load(&shared->install.no_memory)) {
 		error_set(why, ENOMEM, "memory",
 			  "this host has no memory left for the guest's pages; free some, and it "
@@ -69,15 +79,8 @@ static void look_around(struct target *target)
 
 	if (is_blocked(target, &why)) {
 		migration_blocked(&target->base, &why);
-	} else {
-		bool was = target->base.status.phase == JAUNT_PHASE_BLOCKED;
-		if (was) {
-			migration_place(&target->base, JAUNT_AT_TARGET);
-			pthread_mutex_lock(&target->base.mutex);
-			target->base.status.reason[0] = target->base.status.error[0] = '\0';
-			pthread_mutex_unlock(&target->base.mutex);
-			migration_phase(&target->base, JAUNT_PHASE_POSTCOPY);
-		}
+	} else if (target->base.status.phase == JAUNT_PHASE_BLOCKED) {
+		migration_unblocked(&target->base);
 	}
 }
 
@@ -120,6 +123,38 @@ static void release_source(struct target *target)
 	}
 }
 
+static void send_ping(struct target *target)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Ping ping = JAUNT__PING__INIT;
+
+	ping.sent_ns = clock_ns();
+	message.message_case = JAUNT__CONTROL__MESSAGE_PING;
+	message.ping = &ping;
+	if (target->answers_pings)
+		link_send(&target->link, &message);
+}
+
+/* The operator gives the VM up with pages missing. The guest must not run on without a handler: it
+ * would read zeros. A guest that cannot even be stopped keeps its handler, for as long as the
+ * migration is not closed. */
+static int abandon(struct target *target, struct jaunt_error *error)
+{
+	uint64_t when;
+	struct jaunt_error stuck = {0};
+	bool stopped = target->factory->ops->pause(target->vm, &when, &stuck) == 0;
+
+	if (stopped)
+		target_release_memory(target);
+	target_stop_threads(target);
+	error_set(error, ECANCELED, "abandoned",
+		  "abandoned by the operator with %" PRIu64 " pages missing%s",
+		  pagemap_missing(&target->shared.map),
+		  stopped ? ": the VM is stopped here"
+			  : "; its vCPUs wait for them and cannot be stopped, only destroyed");
+	return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_BLOCKED, error);
+}
+
 int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 {
 	struct target_shared *shared = &target->shared;
@@ -140,22 +175,11 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 			bool blocked = target->base.status.phase == JAUNT_PHASE_BLOCKED;
 			target_send_progress(target, false,
 					     blocked ? target->base.status.reason : NULL);
+			send_ping(target);
 			progress_ns = clock_ns() + PROGRESS_NS;
 		}
-		if (atomic_load(&target->base.abandon)) {
-			/* The guest must not run on without a handler: it would read zeros. */
-			uint64_t when;
-			target->factory->ops->pause(target->vm, &when, error);
-			target_release_memory(target);
-			target_stop_threads(target);
-			error_set(error, ECANCELED, "abandoned",
-				  "abandoned by the operator with %" PRIu64
-				  " pages missing: the VM "
-				  "is stopped here",
-				  pagemap_missing(&shared->map));
-			return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_BLOCKED,
-					     error);
-		}
+		if (atomic_load(&target->base.abandon))
+			return abandon(target, error);
 	}
 	trace_event(target->base.lane, "complete", "every page is present");
 	target_release_memory(target);

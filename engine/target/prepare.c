@@ -168,7 +168,6 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	if (strcmp(configure->mode, "post-copy") != 0)
 		return error_set(error, EPROTONOSUPPORT, "mode",
 				 "this side cannot migrate in mode \"%s\"", configure->mode);
-	pthread_mutex_lock(&target->base.mutex);
 	memcpy(shared->session.id, configure->session.data, sizeof(shared->session.id));
 	memcpy(shared->session.secret, configure->secret.data, sizeof(shared->session.secret));
 	shared->session.verify = configure->verify;
@@ -182,10 +181,16 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	result = create_vm(target, configure, error);
 	if (result == 0)
 		result = open_memory(target, error);
-	pthread_mutex_unlock(&target->base.mutex);
-	if (result < 0)
+	if (result < 0) {
 		target_unprepare(target);
-	return result;
+		return result;
+	}
+	/* Only now may other threads look: creating a large VM takes its time, and status must not
+	 * wait for it. */
+	pthread_mutex_lock(&target->base.mutex);
+	target->prepared = true;
+	pthread_mutex_unlock(&target->base.mutex);
+	return 0;
 }
 
 /* Keeps the channel if it is one that is waited for. */
@@ -327,6 +332,8 @@ void target_unprepare(struct target *target)
 
 	target_stop_threads(target);
 	pthread_mutex_lock(&target->base.mutex);
+	target->prepared = false;
+	pthread_mutex_unlock(&target->base.mutex);
 	for (unsigned i = 0; i < TARGET_STREAMS_MAX; i++) {
 		free(target->fills[i]);
 		target->fills[i] = NULL;
@@ -341,10 +348,14 @@ void target_unprepare(struct target *target)
 			       round_up(shared->memory.regions[i].pages, 64) / 8);
 		shared->demanded[i] = NULL;
 	}
-	if (target->vm && target->factory->destroy && !target->base.committed)
-		target->factory->destroy(target->context, target->vm);
-	if (!target->base.committed)
+	if (!target->ran) {
+		pthread_mutex_lock(&target->base.mutex);
+		void *vm = target->vm;
 		target->vm = NULL;
+		pthread_mutex_unlock(&target->base.mutex);
+		if (vm && target->factory->destroy)
+			target->factory->destroy(target->context, vm);
+	}
 	if (shared->install.memory)
 		install_close(&shared->install);
 	if (target->map_open)
@@ -360,5 +371,4 @@ void target_unprepare(struct target *target)
 	free(target->state);
 	target->state = NULL;
 	target->state_bytes = 0;
-	pthread_mutex_unlock(&target->base.mutex);
 }

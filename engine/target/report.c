@@ -25,7 +25,7 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 	struct target_shared *shared = &target->shared;
 	uint64_t memory = sizeof(*target) + trace_bytes(migration->trace) + LINK_BUFFER_BYTES;
 
-	if (!target->map_open)
+	if (!target->prepared)
 		return;
 	memset(&status->pages, 0, sizeof(status->pages));
 	status->ram_bytes = shared->memory.bytes;

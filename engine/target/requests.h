@@ -17,6 +17,7 @@ struct request {
 	uint64_t read_ns; /* when its first fault was read */
 	uint16_t region;
 	uint8_t retries; /* after a wrong digest */
+	bool unsent;     /* to be asked for again when the channel has room */
 	bool used;
 };
 

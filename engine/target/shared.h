@@ -57,10 +57,8 @@ struct target_shared {
 /* A receive buffer holds two of the largest pages, so that a whole one always fits. */
 static inline size_t target_buffer_bytes(const struct target_shared *shared, size_t least)
 {
-	for (size_t i = 0; i < shared->memory.region_count; i++)
-		if (shared->memory.regions[i].page_bytes * 2 > least)
-			least = shared->memory.regions[i].page_bytes * 2;
-	return least;
+	size_t two = 2 * guestmem_largest_page(&shared->memory);
+	return two > least ? two : least;
 }
 
 #define DEMAND_BUFFER_BYTES (256u << 10)

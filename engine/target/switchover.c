@@ -86,9 +86,6 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	loaded.load_ns = clock_ns() - before;
 	message.message_case = JAUNT__CONTROL__MESSAGE_LOADED;
 	message.loaded = &loaded;
-	pthread_mutex_lock(&target->base.mutex);
-	target->base.loaded = true; /* before it can be heard */
-	pthread_mutex_unlock(&target->base.mutex);
 	if (inject_fires(INJECT_LINK_CUT_LOADED))
 		channel_shutdown(target->link.channel);
 	link_send(&target->link, &message);
@@ -151,14 +148,17 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 	struct jaunt_migration *base = &target->base;
 	uint64_t first_entry_ns = 0;
 
+	pthread_mutex_lock(&base->mutex);
+	base->committed = true;
+	pthread_mutex_unlock(&base->mutex);
 	inject_kill(INJECT_KILL_AFTER_COMMIT);
 	int result = target->factory->ops->resume(target->vm, &first_entry_ns, error);
 	if (result < 0) {
 		error_context(error, "resume the VM");
 		return result;
 	}
+	target->ran = true;
 	pthread_mutex_lock(&base->mutex);
-	base->committed = true;
 	base->status.vm_is_at = JAUNT_AT_TARGET;
 	base->status.switchover_us = (double)(first_entry_ns - commit_ns) / 1e3;
 	if (target->same_clock)

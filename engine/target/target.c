@@ -46,6 +46,26 @@ static int give_up(struct target *target, struct jaunt_error *error)
 			     JAUNT_AT_SOURCE, error);
 }
 
+/* After COMMIT, no vCPU having run: the source runs the VM again if it hears so, which shows in its
+ * ending the link in order. Otherwise nobody can say whose the VM is. */
+static int hand_back(struct target *target, struct jaunt_error *error)
+{
+	uint64_t until = target_deadline(target);
+	bool heard = false;
+
+	if (target->linked && !target->link.closed)
+		target_say(target, JAUNT__CONTROL__MESSAGE_FAILED, error->reason, error->text);
+	while (!target->link.closed && clock_ns() < until) {
+		Jaunt__Control *message;
+		if (target_turn(target, until, &message) == 1)
+			control_free(message);
+	}
+	heard = target->link.closed && !target->link.close_error;
+	target_unprepare(target);
+	return migration_end(&target->base, heard ? JAUNT_FAILED : JAUNT_UNKNOWN,
+			     heard ? JAUNT_AT_SOURCE : JAUNT_AT_UNKNOWN, error);
+}
+
 static int move(struct target *target, struct jaunt_error *error)
 {
 	if (target_await_source(target, error) < 0)
@@ -65,7 +85,7 @@ static int move(struct target *target, struct jaunt_error *error)
 		break;
 	}
 	if (target_resume(target, clock_ns(), error) < 0)
-		return give_up(target, error);
+		return hand_back(target, error);
 	return target_serve_postcopy(target, error);
 }
 
@@ -120,9 +140,13 @@ static void target_close(struct jaunt_migration *migration)
 static int target_check_resume(struct jaunt_migration *migration, struct jaunt_error *error)
 {
 	struct target *target = (struct target *)migration;
-	uint64_t missing = pagemap_missing(&target->shared.map);
 
-	if (migration->committed)
+	pthread_mutex_lock(&migration->mutex);
+	uint64_t missing = target->prepared ? pagemap_missing(&target->shared.map) : 0;
+	bool committed = migration->committed;
+	pthread_mutex_unlock(&migration->mutex);
+
+	if (committed)
 		return error_set(error, EINVAL, "runs-here",
 				 "the VM was already resumed here; it waits for %" PRIu64
 				 " pages that only the source has",
@@ -192,13 +216,18 @@ void *jaunt_migration_vm(struct jaunt_migration *migration)
 bool jaunt_migration_was_demanded(const struct jaunt_migration *migration, size_t region,
 				  uint64_t page)
 {
-	const struct target *target = (const struct target *)migration;
+	struct target *target = (struct target *)migration; /* only its mutex changes */
+	bool demanded = false;
 
-	if (migration->side != &target_ops || region >= target->shared.memory.region_count ||
-	    page >= target->shared.memory.regions[region].pages || !target->shared.demanded[region])
+	if (migration->side != &target_ops)
 		return false;
-	return atomic_load_explicit(&target->shared.demanded[region][page / 64],
-				    memory_order_relaxed) >>
-		       (page % 64) &
-	       1;
+	pthread_mutex_lock(&target->base.mutex);
+	if (target->prepared && region < target->shared.memory.region_count &&
+	    page < target->shared.memory.regions[region].pages && target->shared.demanded[region])
+		demanded = atomic_load_explicit(&target->shared.demanded[region][page / 64],
+						memory_order_relaxed) >>
+				   (page % 64) &
+			   1;
+	pthread_mutex_unlock(&target->base.mutex);
+	return demanded;
 }

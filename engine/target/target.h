@@ -25,6 +25,8 @@ struct target {
 	struct link link;
 	bool linked;
 	bool same_clock;
+	bool answers_pings;   /* the source said that it does */
+	bool ran;             /* a vCPU has run here: the VM is not the engine's to destroy */
 	bool channels_wanted; /* Ready was sent, not all channels have come */
 
 	/* Set up by prepare, taken down by unprepare or close; read by status under the mutex. */
@@ -39,6 +41,7 @@ struct target {
 	struct channel *waiting_urgent[INSTALL_SHARDS_MAX];
 	struct channel *waiting_stream[TARGET_STREAMS_MAX];
 	bool memory_open, map_open, install_open;
+	bool prepared; /* under the mutex: all of this may be looked at by any thread */
 
 	uint8_t *state; /* device state, as it arrives */
 	size_t state_bytes;

@@ -69,6 +69,12 @@ void target_drop_link(struct target *target)
 	target->linked = false;
 }
 
+/* A peer that answers what we ask it now and then is alive; a PONG has no other use here. */
+static bool is_pong(const Jaunt__Control *message)
+{
+	return message->message_case == JAUNT__CONTROL__MESSAGE_PONG;
+}
+
 static bool answer_ping(struct target *target, const Jaunt__Control *message)
 {
 	if (message->message_case != JAUNT__CONTROL__MESSAGE_PING)
@@ -117,7 +123,7 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 		control_free(*message);
 		return 0;
 	}
-	if (result == 1 && answer_ping(target, *message)) {
+	if (result == 1 && (is_pong(*message) || answer_ping(target, *message))) {
 		control_free(*message);
 		return 0;
 	}
@@ -158,7 +164,9 @@ uint64_t target_deadline(const struct target *target)
 int target_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
 {
 	if (message->message_case == JAUNT__CONTROL__MESSAGE_ABORT)
-		return error_set(error, ECANCELED,
+		return error_set(error,
+				 strcmp(message->abort->reason, "cancelled") == 0 ? ECANCELED
+										  : EREMOTEIO,
 				 message->abort->reason[0] ? message->abort->reason : "aborted",
 				 "the source gave up: %s", message->abort->text);
 	return error_set(error, EPROTO, "protocol", "the source sent %s where it has no place",
