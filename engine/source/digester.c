@@ -204,8 +204,11 @@ int digester_start(struct digester *digester, struct source_shared *shared,
 		digester->channels[i].channel = channels[i];
 		channels[i] = NULL;
 	}
-	return worker_start(&digester->worker, "jaunt-digest", WORKER_NORMAL, &digester_ops,
-			    digester);
+	int result = worker_start(&digester->worker, "jaunt-digest", WORKER_NORMAL, &digester_ops,
+				  digester);
+	if (result < 0) /* perhaps begin() never ran */
+		digester_end(digester);
+	return result;
 }
 
 void digester_stop(struct digester *digester)

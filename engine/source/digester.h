@@ -32,7 +32,7 @@ struct digester {
 	uint64_t page_bytes;
 };
 
-/* Takes the channels over. */
+/* Takes the channels over (on -ENOMEM those that are still in `channels` were not). 0 or -errno. */
 int digester_start(struct digester *digester, struct source_shared *shared,
 		   struct channel **channels, unsigned count);
 void digester_stop(struct digester *digester);

@@ -296,7 +296,10 @@ int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned i
 	pusher->channel = channel;
 	pusher->holes = holes;
 	snprintf(name, sizeof(name), "jaunt-push-%u", index);
-	return worker_start(&pusher->worker, name, WORKER_NORMAL, &pusher_ops, pusher);
+	int result = worker_start(&pusher->worker, name, WORKER_NORMAL, &pusher_ops, pusher);
+	if (result < 0) /* perhaps begin() never ran */
+		pusher_end(pusher);
+	return result;
 }
 
 void pusher_stop(struct pusher *pusher)

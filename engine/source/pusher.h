@@ -39,6 +39,7 @@ struct pusher {
 	counter payload_bytes, wire_bytes, zero_pages, data_pages, slot_bytes_held;
 };
 
+/* Takes the channels over, also on an error. 0 or -errno. */
 int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,
 		 struct channel *channel, struct holes *holes);
 void pusher_stop(struct pusher *pusher);

@@ -215,7 +215,10 @@ int serve_start(struct serve *serve, struct source_shared *shared, unsigned inde
 	serve->index = index;
 	serve->channel = channel;
 	snprintf(name, sizeof(name), "jaunt-serve-%u", index);
-	return worker_start(&serve->worker, name, WORKER_URGENT, &serve_ops, serve);
+	int result = worker_start(&serve->worker, name, WORKER_URGENT, &serve_ops, serve);
+	if (result < 0) /* perhaps begin() never ran */
+		serve_end(serve);
+	return result;
 }
 
 void serve_stop(struct serve *serve)

@@ -34,6 +34,7 @@ struct serve {
 	counter fetches, payload_bytes, wire_bytes;
 };
 
+/* Takes the channels over, also on an error. 0 or -errno. */
 int serve_start(struct serve *serve, struct source_shared *shared, unsigned index,
 		struct channel *channel);
 void serve_stop(struct serve *serve);

@@ -423,7 +423,10 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	fill->window = FILL_BLOCKS_MIN;
 	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
 	fill->lane = trace_lane(shared->trace, name);
-	return worker_start(&fill->worker, name, WORKER_NORMAL, &fill_ops, fill);
+	int result = worker_start(&fill->worker, name, WORKER_NORMAL, &fill_ops, fill);
+	if (result < 0) /* perhaps begin() never ran */
+		fill_end(fill);
+	return result;
 }
 
 void fill_stop(struct fill *fill)

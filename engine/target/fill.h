@@ -56,6 +56,7 @@ struct fill {
 	struct page_counters counters;
 };
 
+/* Takes the channels over, also on an error. 0 or -errno. */
 int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	       struct channel *channel, struct channel *check_channel);
 void fill_stop(struct fill *fill);
