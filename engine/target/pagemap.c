@@ -104,6 +104,7 @@ void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t
 	uint64_t before = atomic_fetch_and(&at->claimed[word], ~mask);
 	assert((before & mask) == mask);
 	(void)before;
+	atomic_fetch_add_explicit(&map->releases, 1, memory_order_release);
 }
 
 bool pagemap_find_absent(const struct pagemap *map, size_t region, uint64_t from, uint64_t end,

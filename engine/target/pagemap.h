@@ -37,6 +37,9 @@ struct pagemap {
 	size_t region_count;
 	uint64_t bytes;           /* of the bitmaps */
 	_Atomic uint64_t missing; /* pages not present; counted down after `present` is set */
+	/* Calls of pagemap_release(): as long as it does not change, no page becomes absent.
+	 * Written (release) after the claims are gone; read (acquire) before looking for some. */
+	_Atomic uint64_t releases;
 };
 
 int pagemap_open(struct pagemap *map, const struct guestmem *memory);

@@ -84,6 +84,10 @@ static bool follow(struct prefetch *prefetch, unsigned index, struct prefetch_bl
 
 static bool next_in_sequence(struct prefetch *prefetch, struct prefetch_block *out)
 {
+	uint64_t releases = atomic_load_explicit(&prefetch->map->releases, memory_order_acquire);
+
+	if (prefetch->exhausted && prefetch->exhausted_releases == releases)
+		return false;
 	/* Each region once from where we stand, the first one's beginning last. */
 	for (size_t turn = 0; turn <= prefetch->map->region_count; turn++) {
 		size_t region = prefetch->region;
@@ -102,6 +106,8 @@ static bool next_in_sequence(struct prefetch *prefetch, struct prefetch_block *o
 		prefetch->region = (region + 1) % prefetch->map->region_count;
 		prefetch->block = 0;
 	}
+	prefetch->exhausted = true;
+	prefetch->exhausted_releases = releases;
 	return false;
 }
 
@@ -124,6 +130,8 @@ void prefetch_return(struct prefetch *prefetch, const struct prefetch_block *blo
 	for (unsigned i = 0; i < prefetch->out_count; i++)
 		if (prefetch->out[i].region == block->region && prefetch->out[i].block == index) {
 			prefetch->out[i] = prefetch->out[--prefetch->out_count];
+			if (has_absent(prefetch, block->region, index))
+				prefetch->exhausted = false;
 			return;
 		}
 }

@@ -43,6 +43,11 @@ struct prefetch {
 		uint64_t block;
 	} out[PREFETCH_OUT_MAX]; /* given out and not returned */
 	unsigned out_count;
+	/* A full turn found nothing absent but in blocks that are out, when the map's `releases`
+	 * was this. Nothing becomes absent but by a release, so nothing needs to be looked for
+	 * until one, or until a block is returned with absent pages. */
+	bool exhausted;
+	uint64_t exhausted_releases;
 };
 
 void prefetch_init(struct prefetch *prefetch, const struct pagemap *map,

@@ -132,6 +132,30 @@ Test(prefetch, blocks_without_absent_pages_are_left_out)
 	cr_assert_eq(next(0), -1);
 }
 
+Test(prefetch, what_was_released_is_offered_after_nothing_was_left)
+{
+	open_blocks(3);
+	claim(0, 0, 3 * BLOCK);
+	cr_assert_eq(next(0), -1);
+	pagemap_release(&map, 0, BLOCK / 64, UINT64_C(1) << 5);
+	cr_assert_eq(next(0), 1);
+	cr_assert_eq(next(0), -1);
+}
+
+Test(prefetch, a_release_in_a_block_that_is_out_is_seen_when_it_returns)
+{
+	struct prefetch_block block;
+
+	open_blocks(1);
+	cr_assert(prefetch_next(&prefetch, &block));
+	claim(0, 0, BLOCK);
+	cr_assert_eq(next(0), -1);
+	pagemap_release(&map, 0, 0, 2);
+	cr_assert_eq(next(0), -1, "it is out");
+	prefetch_return(&prefetch, &block);
+	cr_assert_eq(next(0), 0);
+}
+
 Test(prefetch, what_was_lost_is_offered_again_after_it_was_returned)
 {
 	struct prefetch_block first, again;
