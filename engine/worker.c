@@ -9,9 +9,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define RING_DEPTH      256
-#define URGENT_NICE     (-15)
-#define URGENT_SLICE_NS 100000
+#define RING_DEPTH     256
+#define URGENT_NICE    (-15)
+#define SHORT_SLICE_NS 100000
 
 /* struct sched_attr of Linux (include/uapi/linux/sched/types.h), which Debian 12's C library lacks.
  */
@@ -30,9 +30,12 @@ struct rank_attributes {
  * Where the scheduler has to choose, the thread that a guest waits for comes first. It runs for
  * microseconds at a time, so besides a low nice value it asks for a short slice, which lets it
  * preempt a thread in the middle of a longer one (Linux 6.12, EEVDF; older kernels ignore it).
- * Without the permission (CAP_SYS_NICE) everything stays as it is.
+ * Without the permission (CAP_SYS_NICE) the nice value stays as it is.
+ *
+ * A thread that moves bulk keeps its nice value but asks for the short slice, too: a slice protects
+ * whoever has the CPU, and a vCPU that was just woken should not wait out three milliseconds of it.
  */
-struct worker_rank_saved worker_rank_raise(void)
+static struct worker_rank_saved set_rank(bool urgent)
 {
 	struct worker_rank_saved before = {.known = false};
 	struct rank_attributes attributes = {.size = sizeof(attributes)};
@@ -42,11 +45,17 @@ struct worker_rank_saved worker_rank_raise(void)
 	    attributes.policy != 0)
 		return before; /* whoever chose another policy knows better */
 	before = (struct worker_rank_saved){true, attributes.nice, attributes.runtime_ns};
-	attributes.nice = URGENT_NICE;
-	attributes.runtime_ns = URGENT_SLICE_NS;
-	if (syscall(SYS_sched_setattr, thread, &attributes, 0) < 0)
+	attributes.runtime_ns = SHORT_SLICE_NS;
+	if (urgent)
+		attributes.nice = URGENT_NICE;
+	if (syscall(SYS_sched_setattr, thread, &attributes, 0) < 0 && urgent)
 		(void)setpriority(PRIO_PROCESS, (id_t)thread, URGENT_NICE);
 	return before;
+}
+
+struct worker_rank_saved worker_rank_raise(void)
+{
+	return set_rank(true);
 }
 
 void worker_rank_restore(const struct worker_rank_saved *before)
@@ -73,8 +82,8 @@ static void *worker_main(void *argument)
 	struct worker *worker = argument;
 
 	pthread_setname_np(pthread_self(), worker->name);
-	if (worker->rank == WORKER_URGENT)
-		(void)worker_rank_raise();
+	if (worker->rank != WORKER_NORMAL)
+		(void)set_rank(worker->rank == WORKER_URGENT);
 	int result = ring_create(&worker->ring, RING_DEPTH);
 	if (result < 0) {
 		tell_started(worker, result);

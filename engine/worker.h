@@ -26,6 +26,7 @@ struct worker_ops {
 
 enum worker_rank {
 	WORKER_URGENT, /* a guest waits for it */
+	WORKER_BULK,   /* works long stretches, and must let go of the CPU soon */
 	WORKER_NORMAL,
 };
 

@@ -23,6 +23,7 @@
 #include "engine/inject.h"
 #include "engine/source/tamper.h"
 #include "engine/source/zero.h"
+#include "engine/trace.h"
 
 static size_t refuse(struct pusher *pusher, size_t bytes, const char *text)
 {
@@ -127,6 +128,7 @@ static void tell_holes(struct pusher *pusher)
 			uint64_t step = run.count > UINT32_MAX ? UINT32_MAX : run.count;
 			send_head(pusher, FRAME_ZERO, FRAME_FLAG_HOLE, run.region, run.first, step);
 			counter_add(&pusher->zero_pages, step);
+			trace_run(pusher->lane, (unsigned)run.region, run.first, step, TRACE_RUN_TOLD);
 			run.first += step;
 			run.count -= step;
 		}
@@ -220,6 +222,7 @@ static bool push_run(struct pusher *pusher)
 		return true;
 	send_head(pusher, FRAME_GRANT_END, 0, pusher->grants[head].region,
 		  pusher->grants[head].first, pusher->grants[head].count);
+	trace_run(pusher->lane, pusher->grants[head].region, pusher->grants[head].first, pusher->grants[head].count, TRACE_RUN_GRANTED);
 	pusher->grant_head = (head + 1) % PUSHER_GRANTS;
 	if (--pusher->grant_count)
 		pusher->at = pusher->grants[pusher->grant_head].first;
@@ -296,7 +299,8 @@ int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned i
 	pusher->channel = channel;
 	pusher->holes = holes;
 	snprintf(name, sizeof(name), "jaunt-push-%u", index);
-	int result = worker_start(&pusher->worker, name, WORKER_NORMAL, &pusher_ops, pusher);
+	pusher->lane = trace_lane(shared->trace, name);
+	int result = worker_start(&pusher->worker, name, WORKER_BULK, &pusher_ops, pusher);
 	if (result < 0) /* perhaps begin() never ran */
 		pusher_end(pusher);
 	return result;

@@ -243,10 +243,17 @@ static void take_zeros(struct fill *fill, const struct frame *frame)
 {
 	if (!session_in_epoch(&fill->shared->session, frame->epoch))
 		return;
-	if (fill->shared->session.verify)
-		check_zeros(fill, frame->first_page, frame->page_count);
-	else
-		place_zeros(fill, frame->first_page, frame->page_count);
+	uint64_t first = frame->first_page, left = frame->page_count;
+	uint64_t most = FRAME_DIGEST_ZERO_BYTES /
+			fill->shared->memory.regions[frame->region].page_bytes;
+	while (fill->shared->session.verify && left) {
+		uint64_t step = left < most ? left : most;
+		check_zeros(fill, first, step);
+		first += step;
+		left -= step;
+	}
+	if (left)
+		place_zeros(fill, first, left);
 	measure(fill, 0);
 }
 
@@ -423,7 +430,7 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	fill->window = FILL_BLOCKS_MIN;
 	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
 	fill->lane = trace_lane(shared->trace, name);
-	int result = worker_start(&fill->worker, name, WORKER_NORMAL, &fill_ops, fill);
+	int result = worker_start(&fill->worker, name, WORKER_BULK, &fill_ops, fill);
 	if (result < 0) /* perhaps begin() never ran */
 		fill_end(fill);
 	return result;
