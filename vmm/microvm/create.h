@@ -9,7 +9,7 @@
 
 /* As microvm_create(), with those CPUID leaves (owned, also after an error; NULL: this host's) and
  * that TSC frequency (0: this host's). */
-int create_as(struct microvm **out, const struct microvm_config *config, struct kvm_cpuid2 *cpuid,
-	      uint64_t tsc_khz, struct jaunt_error *error);
+int microvm_create_as(struct microvm **out, const struct microvm_config *config,
+		      struct kvm_cpuid2 *cpuid, uint64_t tsc_khz, struct jaunt_error *error);
 
 #endif

@@ -124,7 +124,7 @@ static int create(void *context, const struct jaunt_description *wanted, void **
 					.discarded_context = host->context};
 	struct microvm *vm;
 	/* The set of leaves is the VM's from here on. */
-	failed = create_as(&vm, &config, described.cpuid, described.tsc_khz, error);
+	failed = microvm_create_as(&vm, &config, described.cpuid, described.tsc_khz, error);
 	if (failed)
 		return failed;
 	if (host->created)

@@ -131,8 +131,8 @@ static int create_cpus(struct microvm *vm, struct jaunt_error *error)
 	return vcpu_start_threads(vm, error);
 }
 
-int create_as(struct microvm **out, const struct microvm_config *config, struct kvm_cpuid2 *cpuid,
-	      uint64_t tsc_khz, struct jaunt_error *error)
+int microvm_create_as(struct microvm **out, const struct microvm_config *config,
+		      struct kvm_cpuid2 *cpuid, uint64_t tsc_khz, struct jaunt_error *error)
 {
 	*out = NULL;
 	int failed = check_config(config, error);
@@ -170,7 +170,7 @@ int create_as(struct microvm **out, const struct microvm_config *config, struct 
 int microvm_create(struct microvm **out, const struct microvm_config *config,
 		   struct jaunt_error *error)
 {
-	return create_as(out, config, NULL, 0, error);
+	return microvm_create_as(out, config, NULL, 0, error);
 }
 
 void microvm_destroy(struct microvm *vm)
