@@ -133,7 +133,8 @@ int state_load(struct microvm *vm, const void *state, size_t bytes, struct jaunt
 /* --- vcpu.c: the threads */
 int vcpu_start_threads(struct microvm *vm, struct jaunt_error *error);
 void vcpu_end_threads(struct microvm *vm);
-/* Both wait; run returns the time of the first entry. park: -ETIMEDOUT when a vCPU does not stop.
+/* Both wait; run returns the time of the first entry. park: -ETIMEDOUT when a vCPU does not stop in
+ * time; the order to stop stands all the same, until run takes it back.
  */
 int vcpu_park_all(struct microvm *vm, struct jaunt_error *error);
 int vcpu_run_all(struct microvm *vm, uint64_t *first_entry_ns, struct jaunt_error *error);

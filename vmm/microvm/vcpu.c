@@ -173,7 +173,8 @@ int vcpu_park_all(struct microvm *vm, struct jaunt_error *error)
 	pthread_mutex_lock(&vm->lock);
 	give_order(vm, MACHINE_PARK);
 	if (!wait_parked(vm, vm->vcpu_count, PARK_TIMEOUT_NS)) {
-		give_order(vm, MACHINE_RUN);
+		/* The order stands. One that waits for a page takes no step more once it has it:
+		 * whoever could not stop the VM is going to destroy it, or to resume it. */
 		pthread_mutex_unlock(&vm->lock);
 		return error_set(error, ETIMEDOUT, "vcpu-stuck",
 				 "a vCPU did not stop within %u s: it may wait for a page that is "

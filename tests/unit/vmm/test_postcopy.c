@@ -197,3 +197,60 @@ Test(postcopy, the_account_can_be_asked_for_while_pages_are_missing, .timeout = 
 	microvm_account_free(&account);
 	finish(p);
 }
+
+static uint64_t operations_since_arrival(struct postcopy *p, uint64_t *errors)
+{
+	struct microvm_account account = harness_account(p->target);
+	uint64_t operations = account.operations_since_arrival;
+	*errors = account.memory_errors;
+	microvm_account_free(&account);
+	return operations;
+}
+
+/* Its vCPUs wait for pages as threads, which nothing but the page gets out of its fault. */
+static struct postcopy *prepare_unstoppable(void)
+{
+	struct postcopy *p = prepare(HARNESS_THREAD, "random:ws=2m");
+	struct jaunt_error error = {0};
+	uint64_t last;
+
+	serve_monitor_pages(p);
+	harness_resume(p->target);
+	wait_for_fault(p);
+	cr_assert_eq(microvm_ops.pause(p->target, &last, &error), -ETIMEDOUT);
+	cr_assert_str_eq(error.reason, "vcpu-stuck");
+	return p;
+}
+
+Test(postcopy, a_vcpu_that_was_told_to_stop_stays_so_when_its_page_comes_late, .timeout = 120)
+{
+	struct postcopy *p = prepare_unstoppable();
+	struct jaunt_error error = {0};
+	uint64_t errors;
+
+	start_server(p);
+	/* It takes no steps, and so never gets through a check, until it is resumed. */
+	cr_expect_eq(microvm_self_check(p->target, 2000, &error), -ETIMEDOUT);
+	/* The step that it was in may have ended. */
+	cr_expect_leq(operations_since_arrival(p, &errors), 2);
+	cr_expect_eq(errors, 0);
+	harness_resume(p->target);
+	harness_check(p->target);
+	harness_pause(p->target);
+	stop_server(p);
+	finish(p);
+}
+
+Test(postcopy, a_vm_that_is_given_up_does_nothing_more_and_reads_nothing_wrong, .timeout = 120)
+{
+	struct postcopy *p = prepare_unstoppable();
+	struct jaunt_error error = {0};
+	uint64_t errors, before = operations_since_arrival(p, &errors);
+
+	cr_expect_eq(errors, 0);
+	/* Ends the vCPUs at the cost of what they see: none of it counts, and no step follows. */
+	cr_expect_eq(microvm_stop(p->target, false, 0, &error), 0);
+	cr_expect_eq(operations_since_arrival(p, &errors), before);
+	cr_expect_eq(errors, 0);
+	finish(p);
+}
