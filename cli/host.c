@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -37,6 +39,9 @@
 #define HOST_STOP_S   4
 #define HOST_START_MS 20 /* between questions whether a new guest is at work */
 #define HOST_DRAIN_MS 500
+/* For the source to say that it has heard of the end, once a signal came: of the same 5 s. */
+#define HOST_FAREWELL_NS UINT64_C(500000000)
+#define HOST_RETRY_MS    100 /* after the kernel had no memory to wait with */
 
 void host_say(struct host *host, const char *format, ...)
 {
@@ -197,6 +202,16 @@ static void end_incoming(struct host *host, const struct jaunt_status *status,
 	host_say(host, "%s", status->error[0] ? status->error : "no VM came");
 }
 
+static void destroy_guest(struct host *host)
+{
+	pthread_mutex_lock(&host->lock);
+	void *vm = host->vm;
+	host->vm = NULL;
+	pthread_mutex_unlock(&host->lock);
+	if (vm)
+		guest_destroy(vm);
+}
+
 static void job_ended(struct host *host, enum jaunt_outcome outcome)
 {
 	struct job *job = host->job;
@@ -210,6 +225,11 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 	else
 		end_incoming(host, &status, outcome);
 	host->job = NULL;
+	host->abandon_ns = 0;
+	/* Closing the migration takes the handler from a guest that may still wait for a page, and
+	 * would then read zeros: the guest goes first. */
+	if (!job_outgoing(job) && outcome == JAUNT_INCOMPLETE)
+		destroy_guest(host);
 	/* Whoever hears of the end may ask for the next migration: close this one first. */
 	if (!job_outgoing(job) && host->vm_here)
 		host->arrival = job; /* it knows which pages were demanded */
@@ -233,10 +253,13 @@ static void stop_asked(struct host *host, const char *by)
 		return;
 	}
 	job_status(host->job, &status);
-	/* Every page is where it belongs and only the farewell is left: it ends by itself. */
+	/* Every page is where it belongs and only the farewell is left: it ends by itself, or,
+	 * where the source says nothing any more, without it. */
 	if (status.phase == JAUNT_PHASE_COMPLETED ||
 	    (!job_outgoing(host->job) && !status.pages.missing)) {
 		host->stop_wanted = true;
+		if (!job_outgoing(host->job) && !host->abandon_ns)
+			host->abandon_ns = clock_ns() + HOST_FAREWELL_NS;
 		return;
 	}
 	host_say(host,
@@ -338,6 +361,10 @@ static void look_after_job(struct host *host)
 		job_ended(host, outcome);
 		return;
 	}
+	if (host->abandon_ns && clock_ns() >= host->abandon_ns) {
+		host->abandon_ns = 0;
+		job_abandon(host->job, NULL);
+	}
 	job_status(host->job, &status);
 	bool changed = status.phase != host->shown;
 	if (changed)
@@ -366,9 +393,26 @@ static void look_after_start(struct host *host)
 
 static int patience_ms(const struct host *host)
 {
-	if (host->starting)
+	if (host->starting || host->abandon_ns)
 		return HOST_START_MS;
 	return host->job && server_has_followers(host->server) ? (int)(HOST_TELL_NS / 1000000) : -1;
+}
+
+/* To leave would end the VM, or what another host still needs of it: whatever fails, this process
+ * stays, hears signals, and tries again. */
+static void wait_without_clients(struct host *host, struct pollfd *own, nfds_t count, int code)
+{
+	if (!host->told_poll)
+		host_say(host,
+			 "cannot listen to other commands for now: %s; it goes on and tries again",
+			 strerror(-code));
+	host->told_poll = true;
+	if (poll(own, count, HOST_RETRY_MS) >= 0)
+		return;
+	nanosleep(&(struct timespec){.tv_nsec = HOST_RETRY_MS * 1000000L}, NULL);
+	/* Both are non-blocking: looking in vain costs nothing. */
+	for (nfds_t i = 0; i < count; i++)
+		own[i].revents = POLLIN;
 }
 
 enum jaunt_outcome host_run(struct host *host)
@@ -378,8 +422,12 @@ enum jaunt_outcome host_run(struct host *host)
 				       {.fd = host->wake_fd, .events = POLLIN}};
 		uint64_t ignored;
 
-		if (server_poll(host->server, own, 2, patience_ms(host)))
-			break;
+		int result = server_poll(host->server, own, 2, patience_ms(host));
+		if (result) {
+			wait_without_clients(host, own, 2, result);
+		} else {
+			host->told_poll = false;
+		}
 		if (own[1].revents && read(host->wake_fd, &ignored, sizeof(ignored)) < 0)
 			own[1].revents = 0;
 		host_settle_name(host);

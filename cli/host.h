@@ -42,6 +42,8 @@ struct host {
 	struct jaunt_percentiles touches;
 
 	bool stop_wanted, finished;
+	uint64_t abandon_ns; /* when the source's farewell is waited for no longer; 0: it is */
+	bool told_poll;      /* that clients cannot be listened to */
 	enum jaunt_outcome outcome;
 	enum guest_check check;       /* the guest's last check of its memory */
 	struct guest_account account; /* the last one taken */
