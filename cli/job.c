@@ -84,10 +84,8 @@ static void *run(void *argument)
 		}
 	}
 	int outcome = jaunt_migration_run(migration, &error);
-	/* The engine finds a wrong address only as it connects: still a matter of the command line.
-	 */
 	if (outcome < 0 || outcome == JAUNT_FAILED)
-		outcome = outcome_of_error(&error);
+		outcome = job->outgoing ? outcome_of_run(&error) : JAUNT_FAILED;
 	finish(job, (enum jaunt_outcome)outcome, &error);
 	return NULL;
 }

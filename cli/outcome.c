@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/outcome.h"
 
+#include <errno.h>
 #include <string.h>
 
 enum jaunt_outcome outcome_of_error(const struct jaunt_error *error)
@@ -15,5 +16,17 @@ enum jaunt_outcome outcome_of_error(const struct jaunt_error *error)
 	for (size_t i = 0; i < sizeof(usage) / sizeof(usage[0]); i++)
 		if (strcmp(error->reason, usage[i]) == 0)
 			return JAUNT_USAGE;
+	return JAUNT_FAILED;
+}
+
+enum jaunt_outcome outcome_of_run(const struct jaunt_error *error)
+{
+	/* The engine judges the address only as it connects. What a peer sends comes with other
+	 * codes, or behind words of ours: whatever it says, it cannot look like this. */
+	if (strcmp(error->reason, "bad-address") == 0 && error->code == EINVAL)
+		return JAUNT_USAGE;
+	if (strcmp(error->reason, "insecure") == 0 && error->code == EPERM &&
+	    strncmp(error->text, "the peer is ", 12) == 0)
+		return JAUNT_USAGE;
 	return JAUNT_FAILED;
 }

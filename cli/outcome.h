@@ -9,4 +9,8 @@
  * JAUNT_FAILED. */
 enum jaunt_outcome outcome_of_error(const struct jaunt_error *error);
 
+/* The same for a migration that was under way and has failed: its reason may be a word of the other
+ * side's, which says nothing about this command line. */
+enum jaunt_outcome outcome_of_run(const struct jaunt_error *error);
+
 #endif
