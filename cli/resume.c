@@ -43,10 +43,12 @@ int command_resume(int argc, char **argv)
 		parse,
 		"VM --peer-fenced",
 		"Runs a VM here whose other host has been fenced: at the source, from the state in "
-		"which it was handed over; at the target, with the pages that have arrived."
+		"which it was handed over; at the target, if all of its memory has arrived."
 		"\vThe source goes back to the moment of the switch: what the guest did at the "
 		"target "
-		"since then is lost. Example:\n"
+		"since then is lost. A target that waits for pages which only the source has "
+		"cannot run the VM without it: repair the link, or fence the target and resume at "
+		"the source. Example:\n"
 		"  jaunt resume web --peer-fenced",
 		NULL,
 		NULL,
