@@ -43,7 +43,7 @@ static json_t *ask(const char *name, int *result, struct jaunt_error *error)
 	if (*result)
 		return NULL;
 	if (client_request(&client, json_pack("{s:s}", "command", "status"), &reply, error))
-		*result = -EIO;
+		*result = strcmp(error->reason, "owner-gone") == 0 ? -ENOENT : -EIO;
 	else
 		vm = json_incref(json_object_get(reply, "vm"));
 	json_decref(reply);
