@@ -156,9 +156,11 @@ void progress_update(struct progress *progress, const struct jaunt_status *statu
 	describe(words, sizeof(words), progress, status, push);
 	if (progress->terminal)
 		draw(progress, status, words);
-	else if (snapshot_committed(status))
+	else if (snapshot_committed(status) && status->phase != JAUNT_PHASE_BLOCKED)
 		fprintf(progress->out, "%3.0f %% %s: %s\n", floor(snapshot_percent(status)),
 			progress_phase_words(status->phase), words);
+	else if (snapshot_committed(status))
+		fprintf(progress->out, "%3.0f %% %s\n", floor(snapshot_percent(status)), words);
 	else
 		fprintf(progress->out, "%s\n", words);
 	fflush(progress->out);
