@@ -241,7 +241,11 @@ static enum jaunt_outcome left_alone(struct follower *follower)
 	snprintf(status->error, sizeof(status->error),
 		 "the migration goes on without this command; see `jaunt status %s`",
 		 follower->client.name);
-	return JAUNT_INCOMPLETE;
+	/* It may be further than what was heard last. */
+	if (follower->told_committed || snapshot_committed(status))
+		return JAUNT_INCOMPLETE;
+	status->vm_is_at = JAUNT_AT_UNKNOWN;
+	return JAUNT_UNKNOWN;
 }
 
 static enum jaunt_outcome follow(struct follower *follower)
