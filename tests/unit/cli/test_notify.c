@@ -28,8 +28,11 @@ Test(notify, a_socket_in_the_file_system_is_told)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 
-	snprintf(address.sun_path, sizeof(address.sun_path), "/tmp/jaunt-notify-%ld",
-		 (long)getpid());
+	const char *folder = getenv("TMPDIR");
+	int length = snprintf(address.sun_path, sizeof(address.sun_path), "%s/jaunt-notify-%ld",
+			      folder && *folder ? folder : "/tmp", (long)getpid());
+	if ((size_t)length >= sizeof(address.sun_path))
+		cr_skip("the path of TMPDIR is too long for a socket");
 	receive(&address, sizeof(address), address.sun_path);
 	unlink(address.sun_path);
 }
