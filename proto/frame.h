@@ -23,8 +23,10 @@
 #define FRAME_MAGIC        0x464a /* "JF" */
 #define FRAME_VERSION      1
 #define FRAME_PAYLOAD_MAX  (4u << 20)
-#define FRAME_DIGEST_PAGES 512u  /* digests in one answer, at most */
-#define FRAME_TEXT_MAX     1024u /* bytes of ERROR's text */
+#define FRAME_DIGEST_PAGES 512u /* digests in one answer, at most */
+/* Bytes of memory that one question may be about whether they are zero: its answer is read. */
+#define FRAME_DIGEST_ZERO_BYTES (UINT64_C(1) << 30)
+#define FRAME_TEXT_MAX          1024u /* bytes of ERROR's text */
 
 enum frame_type {
 	FRAME_ATTACH = 1, /* first on every connection, and its echo; payload: struct attach */
@@ -34,7 +36,8 @@ enum frame_type {
 	FRAME_ZERO,       /* source → target: a run of zero pages, no payload */
 	FRAME_GRANT_END,  /* source → target: all of that grant (its range, repeated) was sent */
 	FRAME_DIGEST, /* target → source: no payload, asks for digests of up to FRAME_DIGEST_PAGES
-		       * pages, or with FRAME_FLAG_ALL_ZERO whether the range is zero; source →
+		       * pages, or with FRAME_FLAG_ALL_ZERO whether the range, of up to
+		       * FRAME_DIGEST_ZERO_BYTES, is zero; source →
 		       * target: the digests, 8 bytes a page, or none, and the flag if it is zero */
 	FRAME_ROUND,  /* source → target: end of a pre-copy round on this stream */
 	FRAME_ROUND_ACK, /* target → source */

@@ -35,7 +35,7 @@ int checker_pages(struct checker *checker, size_t region, uint64_t first, unsign
 		  const uint8_t *bytes, uint64_t *wrong, struct page_counters *counters);
 
 /* Whether all of a run is zero at the source: 1, 0, -errno. Only of a single page is 0 counted as a
- * mismatch: of a longer run it does not say which. */
+ * mismatch: of a longer run it does not say which. At most FRAME_DIGEST_ZERO_BYTES of them. */
 int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64_t count,
 		  struct page_counters *counters);
 

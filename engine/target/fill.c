@@ -244,8 +244,8 @@ static void take_zeros(struct fill *fill, const struct frame *frame)
 	if (!session_in_epoch(&fill->shared->session, frame->epoch))
 		return;
 	uint64_t first = frame->first_page, left = frame->page_count;
-	uint64_t most = FRAME_DIGEST_ZERO_BYTES /
-			fill->shared->memory.regions[frame->region].page_bytes;
+	uint64_t most =
+		FRAME_DIGEST_ZERO_BYTES / fill->shared->memory.regions[frame->region].page_bytes;
 	while (fill->shared->session.verify && left) {
 		uint64_t step = left < most ? left : most;
 		check_zeros(fill, first, step);
