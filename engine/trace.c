@@ -101,6 +101,8 @@ static const char *const fate_names[TRACE_FATES] = {
 	[TRACE_RUN_ZERO] = "zero",           [TRACE_RUN_HOLE] = "hole",
 	[TRACE_RUN_PUSHED] = "pushed",       [TRACE_RUN_DEMANDED] = "demanded",
 	[TRACE_RUN_DUPLICATE] = "duplicate", [TRACE_RUN_REFUSED] = "refused",
+	[TRACE_RUN_FETCHED] = "fetched",     [TRACE_RUN_GRANTED] = "granted",
+	[TRACE_RUN_TOLD] = "told",           [TRACE_RUN_DIGESTED] = "digested",
 };
 
 /* --- Telling

@@ -37,7 +37,7 @@ enum trace_answer {
 	TRACE_ANSWERS,
 };
 
-/* What became of a run of pages that arrived. */
+/* What became of a run of pages that arrived, or was sent. */
 enum trace_fate {
 	TRACE_RUN_ZERO,
 	TRACE_RUN_HOLE,
@@ -45,6 +45,11 @@ enum trace_fate {
 	TRACE_RUN_DEMANDED,
 	TRACE_RUN_DUPLICATE, /* dropped */
 	TRACE_RUN_REFUSED,   /* dropped: wrong digest, wrong epoch */
+	/* At the source, which sent them: */
+	TRACE_RUN_FETCHED,  /* answered on an urgent channel */
+	TRACE_RUN_GRANTED,  /* streamed: the grant was answered in full */
+	TRACE_RUN_TOLD,     /* told to be a hole */
+	TRACE_RUN_DIGESTED, /* a question about their digests was answered */
 	TRACE_FATES,
 };
 
@@ -93,7 +98,7 @@ static inline void trace_grant(struct trace_lane *lane, unsigned region, uint64_
 		trace_put_grant(lane, region, first, count, stream);
 }
 
-/* Pages that arrived, and what became of them. */
+/* Pages that arrived or were sent, and what became of them. */
 static inline void trace_run(struct trace_lane *lane, unsigned region, uint64_t first,
 			     uint64_t count, enum trace_fate fate)
 {

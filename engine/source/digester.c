@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "base/bits.h"
+#include "engine/trace.h"
 
 #define READ_BYTES (UINT64_C(2) << 20)
 
@@ -61,6 +62,16 @@ static int digest_pages(struct digester_channel *at, const struct guest_region *
 	return 0;
 }
 
+/* One thread answers all channels: no question may keep it for long. */
+static bool is_short(const struct source_shared *shared, const struct frame *question)
+{
+	if (question->flags & FRAME_FLAG_ALL_ZERO)
+		return question->page_count <=
+		       FRAME_DIGEST_ZERO_BYTES /
+			       shared->memory.regions[question->region].page_bytes;
+	return question->page_count <= FRAME_DIGEST_PAGES;
+}
+
 static void answer(struct digester_channel *at, const struct frame *question)
 {
 	struct source_shared *shared = at->digester->shared;
@@ -68,10 +79,7 @@ static void answer(struct digester_channel *at, const struct frame *question)
 	uint8_t head[FRAME_BYTES];
 
 	if (question->type != FRAME_DIGEST || question->payload_bytes ||
-	    !source_frame_ok(shared, question) ||
-	    (question->page_count > FRAME_DIGEST_PAGES &&
-	     !(question->flags & FRAME_FLAG_ALL_ZERO)) ||
-	    at->sending) {
+	    !source_frame_ok(shared, question) || !is_short(shared, question) || at->sending) {
 		digester_lose(at, "the target asks for digests that cannot be");
 		return;
 	}
@@ -88,6 +96,8 @@ static void answer(struct digester_channel *at, const struct frame *question)
 		digester_lose(at, strerror(-result));
 		return;
 	}
+	trace_run(at->digester->lane, question->region, question->first_page, question->page_count,
+		  TRACE_RUN_DIGESTED);
 	frame_encode(&frame, head);
 	at->sending =
 		channel_send(at->channel, head, sizeof(head),
@@ -204,6 +214,7 @@ int digester_start(struct digester *digester, struct source_shared *shared,
 		digester->channels[i].channel = channels[i];
 		channels[i] = NULL;
 	}
+	digester->lane = trace_lane(shared->trace, "jaunt-digest");
 	int result = worker_start(&digester->worker, "jaunt-digest", WORKER_NORMAL, &digester_ops,
 				  digester);
 	if (result < 0) /* perhaps begin() never ran */

@@ -13,6 +13,7 @@
 
 #define DIGESTER_CHANNELS 80u /* 16 urgent and 64 streams */
 
+struct trace_lane;
 struct digester;
 
 struct digester_channel {
@@ -28,7 +29,8 @@ struct digester {
 	struct source_shared *shared;
 	struct digester_channel *channels; /* each owns its channel */
 	unsigned count;
-	uint8_t *page; /* what is being read */
+	struct trace_lane *lane; /* the thread's */
+	uint8_t *page;           /* what is being read */
 	uint64_t page_bytes;
 };
 

@@ -128,7 +128,8 @@ static void tell_holes(struct pusher *pusher)
 			uint64_t step = run.count > UINT32_MAX ? UINT32_MAX : run.count;
 			send_head(pusher, FRAME_ZERO, FRAME_FLAG_HOLE, run.region, run.first, step);
 			counter_add(&pusher->zero_pages, step);
-			trace_run(pusher->lane, (unsigned)run.region, run.first, step, TRACE_RUN_TOLD);
+			trace_run(pusher->lane, (unsigned)run.region, run.first, step,
+				  TRACE_RUN_TOLD);
 			run.first += step;
 			run.count -= step;
 		}
@@ -222,7 +223,8 @@ static bool push_run(struct pusher *pusher)
 		return true;
 	send_head(pusher, FRAME_GRANT_END, 0, pusher->grants[head].region,
 		  pusher->grants[head].first, pusher->grants[head].count);
-	trace_run(pusher->lane, pusher->grants[head].region, pusher->grants[head].first, pusher->grants[head].count, TRACE_RUN_GRANTED);
+	trace_run(pusher->lane, pusher->grants[head].region, pusher->grants[head].first,
+		  pusher->grants[head].count, TRACE_RUN_GRANTED);
 	pusher->grant_head = (head + 1) % PUSHER_GRANTS;
 	if (--pusher->grant_count)
 		pusher->at = pusher->grants[pusher->grant_head].first;

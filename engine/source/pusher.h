@@ -17,6 +17,8 @@
 #define PUSHER_RUN_PAGES    64u /* 4 KiB pages in one DATA frame */
 #define PUSHER_IN_FLIGHT    8u  /* DATA frames that the channel holds: bounded bulk */
 
+struct trace_lane;
+
 struct pusher {
 	struct worker worker;
 	struct source_shared *shared;
@@ -24,6 +26,7 @@ struct pusher {
 	struct channel *channel; /* owned */
 	struct holes *holes;     /* the first stream's, else NULL; not owned */
 	/* Its thread's own from here on, but for the counters. */
+	struct trace_lane *lane;
 	struct {
 		uint64_t first;
 		uint32_t count;

@@ -19,6 +19,7 @@
 #include "engine/inject.h"
 #include "engine/source/tamper.h"
 #include "engine/source/zero.h"
+#include "engine/trace.h"
 
 static size_t refuse(struct serve *serve, size_t bytes, const char *text)
 {
@@ -159,6 +160,8 @@ static int64_t serve_pump(void *user)
 		unsigned at = serve->pending_head;
 		if (!answer_page(serve, serve->pending[at].region, serve->pending[at].first))
 			break;
+		trace_run(serve->lane, serve->pending[at].region, serve->pending[at].first, 1,
+			  TRACE_RUN_FETCHED);
 		serve->pending[at].first++;
 		if (--serve->pending[at].count)
 			continue;
@@ -215,6 +218,7 @@ int serve_start(struct serve *serve, struct source_shared *shared, unsigned inde
 	serve->index = index;
 	serve->channel = channel;
 	snprintf(name, sizeof(name), "jaunt-serve-%u", index);
+	serve->lane = trace_lane(shared->trace, name);
 	int result = worker_start(&serve->worker, name, WORKER_URGENT, &serve_ops, serve);
 	if (result < 0) /* perhaps begin() never ran */
 		serve_end(serve);

@@ -14,12 +14,15 @@
 #define SERVE_BUFFER_BYTES 65536u
 #define SERVE_PENDING      4096u /* fetches received and not answered: more ends the channel */
 
+struct trace_lane;
+
 struct serve {
 	struct worker worker;
 	struct source_shared *shared;
 	unsigned index;
 	struct channel *channel; /* owned */
 	/* Its thread's own from here on, but for the counters. */
+	struct trace_lane *lane;
 	uint8_t *slots; /* pages on their way out */
 	uint64_t slot_bytes;
 	unsigned slot_count;

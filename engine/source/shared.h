@@ -6,9 +6,12 @@
 #include "engine/guestmem.h"
 #include "engine/session.h"
 
+struct trace;
+
 struct source_shared {
 	struct session session;
 	struct guestmem memory; /* does not change from FREEZE on */
+	struct trace *trace;    /* or NULL */
 };
 
 /* Whether a frame of the target names pages that exist. */

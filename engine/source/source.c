@@ -525,6 +525,7 @@ int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *o
 	}
 	source->ops = ops;
 	source->vm = vm;
+	source->shared.trace = source->base.trace;
 	inject_side(INJECT_SOURCE);
 	result = address_parse(&source->peer, options->peer, error);
 	if (result == 0)
