@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <xxhash.h>
 
+#include "base/bits.h"
 #include "transport/ring.h"
 
 static bool is_answer(const struct checker *checker, const struct frame *frame)
@@ -137,6 +138,101 @@ static int ask(struct checker *checker, size_t region, uint64_t first, uint64_t 
 	return checker->answered ? 0 : -EPIPE;
 }
 
+/* --- Suspects -----------------------------------------------------------------------------------
+ *
+ * Copies of one page may be under way on several channels at once, all made of the same bytes, and
+ * all wrong for one reason. They say no more than the first of them does. So a mismatch only
+ * counts as the second if the copy was asked for when the page was a suspect already: whoever asks
+ * remembers that (demand: that it asked again after a mismatch; fill: the suspects among a block
+ * when its grants were made, and grants are answered in order).
+ */
+
+static uint64_t suspects_bytes(const struct target_shared *shared, size_t region)
+{
+	return shared->map.regions[region].words * sizeof(uint64_t);
+}
+
+static _Atomic uint64_t *suspects_of(struct target_shared *shared, size_t region)
+{
+	return atomic_load_explicit(&shared->suspects[region], memory_order_acquire);
+}
+
+static _Atomic uint64_t *map_suspects(struct target_shared *shared, size_t region)
+{
+	pthread_mutex_lock(&shared->suspects_mutex);
+	if (!suspects_of(shared, region)) {
+		uint64_t bytes = suspects_bytes(shared, region);
+		void *bits = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (bits != MAP_FAILED) {
+			atomic_store_explicit(&shared->suspects[region], bits,
+					      memory_order_release);
+			atomic_fetch_add(&shared->suspects_bytes, bytes);
+		}
+	}
+	pthread_mutex_unlock(&shared->suspects_mutex);
+	return suspects_of(shared, region);
+}
+
+bool checker_suspect(struct target_shared *shared, size_t region, uint64_t page, bool asked_again)
+{
+	uint64_t bit = UINT64_C(1) << (page % 64);
+	_Atomic uint64_t *suspects = suspects_of(shared, region);
+
+	if (!suspects && !(suspects = map_suspects(shared, region))) {
+		session_lose(&shared->session, "memory",
+			     "no memory to note pages that do not match their digests");
+		return true;
+	}
+	if (!(atomic_fetch_or(&suspects[page / 64], bit) & bit) || !asked_again)
+		return true;
+	if (pagemap_claim(&shared->map, region, page / 64, bit)) {
+		/* Claimed for good: nobody asks for it again, nobody fills it, nobody reads it. */
+		atomic_fetch_add(&shared->condemned, 1);
+		session_wake(&shared->session);
+	}
+	return false;
+}
+
+uint64_t checker_suspects(struct target_shared *shared, size_t region, uint64_t word)
+{
+	_Atomic uint64_t *suspects = suspects_of(shared, region);
+
+	return suspects && word < shared->map.regions[region].words ? atomic_load(&suspects[word])
+								    : 0;
+}
+
+/* Pages that match are nobody's suspects any more. */
+static void acquit(struct target_shared *shared, size_t region, uint64_t first, uint64_t count)
+{
+	_Atomic uint64_t *suspects = suspects_of(shared, region);
+
+	while (suspects && count) {
+		unsigned from = (unsigned)(first % 64);
+		uint64_t step = 64 - from < count ? 64 - from : count;
+		uint64_t mask = bits_mask(from, (unsigned)step);
+		/* Reads first: a GiB of untouched bits stays untouched. */
+		if (atomic_load(&suspects[first / 64]) & mask)
+			atomic_fetch_and(&suspects[first / 64], ~mask);
+		first += step;
+		count -= step;
+	}
+}
+
+void checker_forget_suspects(struct target_shared *shared)
+{
+	for (size_t i = 0; i < shared->map.region_count; i++) {
+		_Atomic uint64_t *suspects = suspects_of(shared, i);
+		if (suspects)
+			munmap((void *)suspects, suspects_bytes(shared, i));
+		atomic_store(&shared->suspects[i], NULL);
+	}
+	atomic_store(&shared->suspects_bytes, 0);
+}
+
+/* --- Comparing ----------------------------------------------------------------------------------
+ */
+
 int checker_pages(struct checker *checker, size_t region, uint64_t first, unsigned count,
 		  const uint8_t *bytes, uint64_t *wrong, struct page_counters *counters)
 {
@@ -153,6 +249,9 @@ int checker_pages(struct checker *checker, size_t region, uint64_t first, unsign
 		if (here != there)
 			*wrong |= UINT64_C(1) << i;
 	}
+	uint64_t right = bits_mask(0, count) & ~*wrong;
+	for (struct bits_run run = bits_take_run(&right); run.count; run = bits_take_run(&right))
+		acquit(checker->shared, region, first + run.first, run.count);
 	counter_add(&counters->verified, count);
 	counter_add(&counters->mismatched, (uint64_t)__builtin_popcountll(*wrong));
 	return 0;
@@ -165,32 +264,11 @@ int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64
 
 	if (result < 0)
 		return result;
+	if (checker->all_zero)
+		acquit(checker->shared, region, first, count);
 	if (checker->all_zero || count == 1)
 		counter_add(&counters->verified, count);
 	if (!checker->all_zero && count == 1)
 		counter_add(&counters->mismatched, 1);
 	return checker->all_zero;
-}
-
-bool checker_suspect(struct target_shared *shared, size_t region, uint64_t page)
-{
-	bool again = true;
-
-	pthread_mutex_lock(&shared->suspects_mutex);
-	for (unsigned i = 0; i < shared->suspect_count; i++)
-		if (shared->suspects[i].region == region && shared->suspects[i].page == page)
-			again = false;
-	if (again && shared->suspect_count < SUSPECTS_MAX) {
-		shared->suspects[shared->suspect_count].region = region;
-		shared->suspects[shared->suspect_count++].page = page;
-	} else {
-		again = false;
-	}
-	pthread_mutex_unlock(&shared->suspects_mutex);
-	if (!again && pagemap_claim(&shared->map, region, page / 64, UINT64_C(1) << (page % 64))) {
-		/* Claimed for good: nobody asks for it again, nobody fills it, nobody reads it. */
-		atomic_fetch_add(&shared->condemned, 1);
-		session_wake(&shared->session);
-	}
-	return again;
 }

@@ -39,8 +39,13 @@ int checker_pages(struct checker *checker, size_t region, uint64_t first, unsign
 int checker_zeros(struct checker *checker, size_t region, uint64_t first, uint64_t count,
 		  struct page_counters *counters);
 
-/* A page was wrong. The first time it stays absent, to be fetched again: true. The second time it
- * is taken out of circulation, and the guest blocks on it: false. */
-bool checker_suspect(struct target_shared *shared, size_t region, uint64_t page);
+/* A copy of a page was wrong. It stays absent, to be fetched again: true. A wrong copy that was
+ * asked for when the page was a suspect already (`asked_again`) takes it out of circulation, and
+ * the guest blocks on it: false. Any thread, as all below. */
+bool checker_suspect(struct target_shared *shared, size_t region, uint64_t page, bool asked_again);
+/* Which pages of one word of the map are suspects: a copy was wrong and none right since. */
+uint64_t checker_suspects(struct target_shared *shared, size_t region, uint64_t word);
+/* No thread checks any more; while the map is open. */
+void checker_forget_suspects(struct target_shared *shared);
 
 #endif

@@ -182,10 +182,12 @@ static bool check_page(struct demand *demand, struct request *request, const uin
 		return false; /* the session is lost; the request stays for whoever reconnects */
 	if (!wrong)
 		return true;
-	if (checker_suspect(shared, request->region, request->page))
+	if (checker_suspect(shared, request->region, request->page, request->retries)) {
+		request->retries = 1;
 		send_fetch(demand, request);
-	else
+	} else {
 		forget(demand, request);
+	}
 	return false;
 }
 

@@ -80,6 +80,9 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 	uint64_t first, count;
 
 	block->runs = 0;
+	/* Before the grants: what becomes a suspect from here on may be on its way already. */
+	for (unsigned i = 0; shared->session.verify && i < FILL_BLOCK_WORDS; i++)
+		block->suspects[i] = checker_suspects(shared, block->block.region, at / 64 + i);
 	while (block->runs < FILL_BLOCK_RUNS &&
 	       pagemap_find_absent(&shared->map, block->block.region, at, end, &first, &count)) {
 		struct frame frame = {.type = FRAME_GRANT,
@@ -188,6 +191,24 @@ static void install_run(struct fill *fill, uint64_t first, uint64_t count, const
 	trace_run(fill->lane, fill->frame.region, first, count, TRACE_RUN_PUSHED);
 }
 
+/* Whether the copy of a page that has come was asked for when the page was a suspect already. What
+ * nobody asked for (a hole told) was not. */
+static bool asked_again(const struct fill *fill, uint64_t page)
+{
+	if (!fill->order_count || fill->frame.flags & FRAME_FLAG_HOLE)
+		return false;
+	const struct fill_block *block = fill->blocks[fill->order[fill->order_head]];
+	if (fill->frame.region != block->block.region || page < block->block.first ||
+	    page - block->block.first >= block->block.count)
+		return false;
+	return block->suspects[page / 64 - block->block.first / 64] >> (page % 64) & 1;
+}
+
+static void suspect(struct fill *fill, uint64_t page)
+{
+	checker_suspect(fill->shared, fill->frame.region, page, asked_again(fill, page));
+}
+
 static void take_pages(struct fill *fill, uint64_t first, unsigned count, const uint8_t *bytes)
 {
 	struct target_shared *shared = fill->shared;
@@ -205,8 +226,7 @@ static void take_pages(struct fill *fill, uint64_t first, unsigned count, const 
 	for (struct bits_run run = bits_take_run(&right); run.count; run = bits_take_run(&right))
 		install_run(fill, first + run.first, run.count, bytes + run.first * page_bytes);
 	for (; wrong; wrong &= wrong - 1)
-		checker_suspect(shared, fill->frame.region,
-				first + (unsigned)__builtin_ctzll(wrong));
+		suspect(fill, first + (unsigned)__builtin_ctzll(wrong));
 }
 
 static void place_zeros(struct fill *fill, uint64_t first, uint64_t count)
@@ -235,7 +255,7 @@ static void check_zeros(struct fill *fill, uint64_t first, uint64_t count)
 		check_zeros(fill, first, count / 2);
 		check_zeros(fill, first + count / 2, count - count / 2);
 	} else if (zero == 0) {
-		checker_suspect(fill->shared, fill->frame.region, first);
+		suspect(fill, first);
 	}
 }
 

@@ -20,12 +20,16 @@ struct trace_lane;
 #define FILL_BLOCKS_MIN 2u
 #define FILL_BLOCK_RUNS 256u /* absent runs in one block: every other page of 512 */
 
+#define FILL_BLOCK_WORDS 8u /* words of the map that a block of small pages covers */
+
 struct fill_block {
 	struct prefetch_block block;
 	unsigned runs;     /* grants not yet ended */
 	unsigned next_end; /* index of the grant that ends next */
 	bool sending;      /* `grants` belongs to the channel */
 	bool used;
+	/* Those of its pages that were suspects when the grants were made, by words of the map. */
+	uint64_t suspects[FILL_BLOCK_WORDS];
 	struct {
 		uint64_t first, count;
 	} range[FILL_BLOCK_RUNS];

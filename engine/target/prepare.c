@@ -358,12 +358,13 @@ void target_unprepare(struct target *target)
 	}
 	if (shared->install.memory)
 		install_close(&shared->install);
-	if (target->map_open)
+	if (target->map_open) {
+		checker_forget_suspects(shared);
 		pagemap_close(&shared->map);
+	}
 	if (target->memory_open)
 		guestmem_close(&shared->memory);
 	target->install_open = target->map_open = target->memory_open = false;
-	shared->suspect_count = 0;
 	atomic_store(&shared->condemned, 0);
 	for (size_t i = 0; i < JAUNT_MAX_REGIONS; i++)
 		atomic_store(&shared->told[i], 0);

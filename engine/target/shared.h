@@ -25,8 +25,6 @@ struct hints {
 	uint32_t read;              /* under prefetch_mutex */
 };
 
-#define SUSPECTS_MAX 256u
-
 struct target_shared {
 	struct session session;
 	struct guestmem memory;
@@ -45,12 +43,11 @@ struct target_shared {
 
 	_Atomic uint64_t *demanded[JAUNT_MAX_REGIONS]; /* with note_demanded, else NULL */
 
-	pthread_mutex_t suspects_mutex; /* guards suspects */
-	struct {
-		size_t region;
-		uint64_t page;
-	} suspects[SUSPECTS_MAX]; /* pages whose bytes did not match their digest, once */
-	unsigned suspect_count;
+	pthread_mutex_t suspects_mutex; /* held to map `suspects` */
+	/* A bit a page: a copy did not match its digest, and none has since. Mapped at the first
+	 * such copy, for all regions. */
+	_Atomic(_Atomic uint64_t *) suspects[JAUNT_MAX_REGIONS];
+	_Atomic uint64_t suspects_bytes;
 	_Atomic uint64_t condemned; /* pages that did not match twice: they stay missing */
 };
 

@@ -312,12 +312,32 @@ Test(checker, a_wait_for_an_answer_ends_when_everything_is_stopped)
 Test(checker, a_suspect_is_fetched_again_once_and_then_never_seen)
 {
 	open_world(PAGE);
-	cr_assert(checker_suspect(&world.shared, 0, 7));
+	cr_assert(checker_suspect(&world.shared, 0, 7, false));
 	cr_assert_eq(world_state(&world, 0, 7), PAGE_ABSENT);
-	cr_assert_not(checker_suspect(&world.shared, 0, 7));
+	cr_assert_not(checker_suspect(&world.shared, 0, 7, true));
 	cr_assert_eq(world_state(&world, 0, 7), PAGE_FILLING);
 	cr_assert_eq(atomic_load(&world.shared.condemned), 1);
-	cr_assert_not(checker_suspect(&world.shared, 0, 7));
+	cr_assert_not(checker_suspect(&world.shared, 0, 7, true));
 	cr_assert_eq(atomic_load(&world.shared.condemned), 1, "counted once");
+	world_close(&world);
+}
+
+Test(checker, copies_that_were_under_way_when_the_first_was_wrong_do_not_count)
+{
+	open_world(PAGE);
+	for (unsigned i = 0; i < 3; i++)
+		cr_assert(checker_suspect(&world.shared, 0, 7, false));
+	cr_assert_eq(world_state(&world, 0, 7), PAGE_ABSENT);
+	cr_assert_eq(checker_suspects(&world.shared, 0, 0), UINT64_C(1) << 7);
+	cr_assert_eq(atomic_load(&world.shared.condemned), 0);
+	world_close(&world);
+}
+
+Test(checker, however_many_pages_were_wrong_the_next_is_only_a_suspect)
+{
+	open_world(PAGE);
+	for (uint64_t page = 0; page < world.shared.map.regions[0].pages; page++)
+		cr_assert(checker_suspect(&world.shared, 0, page, true));
+	cr_assert_eq(atomic_load(&world.shared.condemned), 0);
 	world_close(&world);
 }

@@ -514,10 +514,27 @@ static void await_condemned(uint64_t count)
 		cr_assert_geq(ring_wait(world.ring, (int64_t)WORLD_WAIT_MS * 1000000), 0);
 }
 
-Test(fill, a_page_that_is_wrong_twice_stays_missing)
+/* Answers grants with nothing until the page was asked for twice; the second is left open. */
+static void until_asked_again(uint64_t page)
+{
+	bool seen = false;
+
+	for (;;) {
+		struct frame frame = next_grant();
+		bool covered = page - frame.first_page < frame.page_count;
+		if (covered && seen)
+			return;
+		seen |= covered;
+		end_grant(frame.first_page, frame.page_count);
+	}
+}
+
+Test(fill, a_page_that_is_wrong_again_when_asked_for_again_stays_missing)
 {
 	open_verified();
 	for (unsigned i = 0; i < 2; i++) {
+		if (i)
+			until_asked_again(7);
 		send_pages(7, 1, 0);
 		answer_digest(1, never);
 	}
@@ -527,10 +544,33 @@ Test(fill, a_page_that_is_wrong_twice_stays_missing)
 	close_fill();
 }
 
+Test(fill, wrong_copies_that_were_under_way_together_count_once)
+{
+	open_verified();
+	for (unsigned i = 0; i < 3; i++) {
+		send_pages(7, 1, 0);
+		answer_digest(1, never);
+	}
+	send_pages(7, 1, 1);
+	answer_digest(1, never);
+	send_pages(100, 1, 1);
+	answer_digest(1, never);
+	struct guest guest;
+	guest_touch(&guest, world_at(&world, 0, 100));
+	guest_join(&guest);
+	expect_made(7, 1, 1);
+	cr_assert_eq(checker_suspects(&world.shared, 0, 0), 0, "it is none any more");
+	cr_assert_eq(counter_get(&fill->counters.mismatched), 3);
+	cr_assert_eq(atomic_load(&world.shared.condemned), 0);
+	close_fill();
+}
+
 Test(fill, of_zeros_that_are_not_all_zero_the_wrong_page_is_found_and_the_rest_taken)
 {
 	open_verified();
 	for (unsigned i = 0; i < 2; i++) {
+		if (i)
+			until_asked_again(33);
 		send_head(FRAME_ZERO, 0, i ? 33 : 0, i ? 1 : 100);
 		send_head(FRAME_ZERO, 0, 1000 + i, 1); /* when this is asked about, all was */
 		while (answer_digest(1, all_but_33).first_page != 1000 + i)

@@ -20,6 +20,7 @@
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "engine/target/checker.h"
 #include "fault/uffd.h"
 #include "transport/ring.h"
 
@@ -157,6 +158,7 @@ void world_close(struct world *world)
 	session_set_owner(&world->shared.session, NULL);
 	ring_destroy(world->ring);
 	install_close(&world->shared.install);
+	checker_forget_suspects(&world->shared);
 	pagemap_close(&world->shared.map);
 	guestmem_close(&world->shared.memory);
 	free_regions(world);
