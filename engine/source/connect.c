@@ -431,6 +431,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 		return error_set(error, EIO, "random", "the kernel gives no random numbers");
 	source->shared.session.verify = source->base.options.verify;
 	source->stream_count = source->base.options.streams;
+	source->shared.streams = source->stream_count;
 	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
 		    0 ||
 	    (result = open_control(source, error)) < 0 || (result = greet(source, error)) < 0 ||

@@ -10,7 +10,8 @@
 #include "base/bits.h"
 #include "engine/trace.h"
 
-#define READ_BYTES (UINT64_C(2) << 20)
+#define READ_BYTES   (UINT64_C(2) << 20)
+#define BUFFER_BYTES KIB(4) /* one question at a time */
 
 static void digester_lose(struct digester_channel *at, const char *text)
 {
@@ -176,7 +177,7 @@ static int digester_begin(void *user, struct ring *ring)
 
 	for (unsigned i = 0; result == 0 && i < digester->count; i++) {
 		struct digester_channel *at = &digester->channels[i];
-		result = channel_bind(at->channel, ring, &digester_events, at, KIB(16));
+		result = channel_bind(at->channel, ring, &digester_events, at, BUFFER_BYTES);
 		if (result == 0)
 			result = preamble_send(at->channel, &digester->shared->session,
 					       ATTACH_VERIFY, i);
@@ -195,13 +196,23 @@ static int64_t digester_pump(void *user)
 static const struct worker_ops digester_ops = {
 	.begin = digester_begin, .pump = digester_pump, .end = digester_end};
 
+static uint64_t page_bytes(const struct guestmem *memory)
+{
+	uint64_t largest = guestmem_largest_page(memory);
+	return largest > READ_BYTES ? largest : READ_BYTES;
+}
+
+uint64_t digester_bytes(const struct guestmem *memory, unsigned channels)
+{
+	return page_bytes(memory) + channels * (sizeof(struct digester_channel) + BUFFER_BYTES);
+}
+
 int digester_start(struct digester *digester, struct source_shared *shared,
 		   struct channel **channels, unsigned count)
 {
 	memset(digester, 0, sizeof(*digester));
 	digester->shared = shared;
-	uint64_t largest = guestmem_largest_page(&shared->memory);
-	digester->page_bytes = largest > READ_BYTES ? largest : READ_BYTES;
+	digester->page_bytes = page_bytes(&shared->memory);
 	digester->channels = calloc(count, sizeof(*digester->channels));
 	digester->page = malloc(digester->page_bytes);
 	if (!digester->channels || !digester->page) {

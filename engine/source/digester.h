@@ -37,6 +37,8 @@ struct digester {
 /* Takes the channels over (on -ENOMEM those that are still in `channels` were not). 0 or -errno. */
 int digester_start(struct digester *digester, struct source_shared *shared,
 		   struct channel **channels, unsigned count);
+/* Memory that it holds with so many channels. */
+uint64_t digester_bytes(const struct guestmem *memory, unsigned channels);
 void digester_stop(struct digester *digester);
 
 #endif

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 
 #include "base/bits.h"
+#include "engine/budget.h"
 #include "engine/inject.h"
 #include "engine/source/tamper.h"
 #include "engine/source/zero.h"
@@ -38,11 +39,11 @@ static const char *take_grant(struct pusher *pusher, const struct frame *frame)
 {
 	if (frame->type != FRAME_GRANT || !source_frame_ok(pusher->shared, frame))
 		return "the target asks for pages that the VM does not have";
-	if (pusher->grant_count == PUSHER_GRANTS)
+	if (pusher->grant_count == pusher->grants_max)
 		return "the target grants more ranges at once than the protocol allows";
 	if (!session_in_epoch(&pusher->shared->session, frame->epoch))
 		return NULL;
-	unsigned at = (pusher->grant_head + pusher->grant_count) % PUSHER_GRANTS;
+	unsigned at = (pusher->grant_head + pusher->grant_count) % pusher->grants_max;
 	pusher->grants[at].region = frame->region;
 	pusher->grants[at].first = frame->first_page;
 	pusher->grants[at].count = frame->page_count;
@@ -142,8 +143,10 @@ static uint8_t *slot_buffer(struct pusher *pusher, unsigned slot)
 	if (!pusher->slots[slot]) {
 		void *buffer = mmap(NULL, pusher->slot_bytes, PROT_READ | PROT_WRITE,
 				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		pusher->slots[slot] = buffer == MAP_FAILED ? NULL : buffer;
-		counter_add(&pusher->slot_bytes_held, pusher->slot_bytes);
+		if (buffer == MAP_FAILED)
+			return NULL;
+		pusher->slots[slot] = buffer;
+		counter_add(&pusher->memory_bytes, pusher->slot_bytes);
 	}
 	return pusher->slots[slot];
 }
@@ -183,8 +186,11 @@ static bool push_run(struct pusher *pusher)
 	uint64_t count = end - first < most ? end - first : most;
 	uint32_t free_slots = ~pusher->busy & ((1u << PUSHER_IN_FLIGHT) - 1);
 
-	if (region->hugetlb && !(pusher->grants[head].told && !tamper_active()))
-		free_slots &= 1; /* such a copy is large: one is enough */
+	if (!pusher->grants[head].told || tamper_active()) {
+		uint64_t fit = pusher->slot_bytes / region->page_bytes;
+		count = count < fit ? count : fit;
+		free_slots &= (1u << pusher->copies) - 1;
+	}
 	if (!free_slots || channel_room(pusher->channel) < 4)
 		return false;
 	unsigned slot = (unsigned)__builtin_ctz(free_slots);
@@ -225,7 +231,7 @@ static bool push_run(struct pusher *pusher)
 		  pusher->grants[head].first, pusher->grants[head].count);
 	trace_run(pusher->lane, pusher->grants[head].region, pusher->grants[head].first,
 		  pusher->grants[head].count, TRACE_RUN_GRANTED);
-	pusher->grant_head = (head + 1) % PUSHER_GRANTS;
+	pusher->grant_head = (head + 1) % pusher->grants_max;
 	if (--pusher->grant_count)
 		pusher->at = pusher->grants[pusher->grant_head].first;
 	return true;
@@ -266,15 +272,34 @@ static void pusher_end(void *user)
 	pusher->grants = NULL;
 }
 
+/* Copies as large as a frame, two at least so that one can be made while another is sent; smaller
+ * ones where many streams share. */
+static void share_out_copies(struct pusher *pusher)
+{
+	uint64_t budget = budget_copy_bytes(pusher->shared->streams);
+	uint64_t largest = guestmem_largest_page(&pusher->shared->memory);
+
+	pusher->slot_bytes = budget / 2 / 4096 * 4096;
+	if (pusher->slot_bytes > PUSHER_RUN_PAGES * 4096)
+		pusher->slot_bytes = PUSHER_RUN_PAGES * 4096;
+	if (pusher->slot_bytes < largest)
+		pusher->slot_bytes = largest;
+	pusher->copies = (unsigned)(budget / pusher->slot_bytes);
+	if (pusher->copies > PUSHER_IN_FLIGHT)
+		pusher->copies = PUSHER_IN_FLIGHT;
+	if (pusher->copies < 1)
+		pusher->copies = 1; /* huge, and one is enough */
+}
+
 static int pusher_begin(void *user, struct ring *ring)
 {
 	struct pusher *pusher = user;
 
-	uint64_t largest = guestmem_largest_page(&pusher->shared->memory);
-	pusher->slot_bytes = PUSHER_RUN_PAGES * 4096;
-	if (largest > pusher->slot_bytes)
-		pusher->slot_bytes = largest;
-	pusher->grants = calloc(PUSHER_GRANTS, sizeof(*pusher->grants));
+	share_out_copies(pusher);
+	pusher->grants_max = budget_grants(pusher->shared->streams);
+	pusher->grants = calloc(pusher->grants_max, sizeof(*pusher->grants));
+	counter_set(&pusher->memory_bytes,
+		    pusher->grants_max * sizeof(*pusher->grants) + PUSHER_BUFFER_BYTES);
 	int result = pusher->grants ? 0 : -ENOMEM;
 	if (result == 0)
 		result = channel_bind(pusher->channel, ring, &pusher_events, pusher,

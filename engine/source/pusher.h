@@ -12,8 +12,7 @@
 #include "engine/stats.h"
 #include "engine/worker.h"
 
-#define PUSHER_GRANTS       65536u /* received and not answered: more ends the channel */
-#define PUSHER_BUFFER_BYTES 65536u
+#define PUSHER_BUFFER_BYTES (16u << 10)
 #define PUSHER_RUN_PAGES    64u /* 4 KiB pages in one DATA frame */
 #define PUSHER_IN_FLIGHT    8u  /* DATA frames that the channel holds: bounded bulk */
 
@@ -32,14 +31,16 @@ struct pusher {
 		uint32_t count;
 		uint16_t region;
 		bool told;
-	} * grants; /* ring of PUSHER_GRANTS */
-	unsigned grant_head, grant_count;
+	} * grants; /* ring; received and not answered: more end the channel */
+	unsigned grant_head, grant_count, grants_max;
 	uint64_t at;                      /* page of the first grant that comes next */
 	uint8_t *slots[PUSHER_IN_FLIGHT]; /* copies, where a page may not be touched; lazily */
 	uint64_t slot_bytes;
-	uint32_t busy; /* bitmap of frames that the channel holds */
+	unsigned copies; /* slots that may have one */
+	uint32_t busy;   /* bitmap of frames that the channel holds */
 	bool attached, dead;
-	counter payload_bytes, wire_bytes, zero_pages, data_pages, slot_bytes_held;
+	counter payload_bytes, wire_bytes, zero_pages, data_pages;
+	counter memory_bytes; /* of this thread beyond the struct */
 };
 
 /* Takes the channels over, also on an error. 0 or -errno. */

@@ -12,6 +12,7 @@ struct source_shared {
 	struct session session;
 	struct guestmem memory; /* does not change from FREEZE on */
 	struct trace *trace;    /* or NULL */
+	unsigned streams;       /* does not change once they are there */
 };
 
 /* Whether a frame of the target names pages that exist. */

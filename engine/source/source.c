@@ -454,11 +454,13 @@ static void source_status(struct jaunt_migration *migration, struct jaunt_status
 {
 	struct source *source = (struct source *)migration;
 	uint64_t memory = sizeof(*source) + trace_bytes(migration->trace) + LINK_BUFFER_BYTES;
+	unsigned channels = 0;
 
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX && source->serves[i]; i++) {
 		struct serve *serve = source->serves[i];
 		status->payload_bytes += counter_get(&serve->payload_bytes);
 		status->wire_bytes += counter_get(&serve->wire_bytes);
+		channels++;
 		memory +=
 			sizeof(*serve) + serve->slot_bytes * serve->slot_count + SERVE_BUFFER_BYTES;
 	}
@@ -466,9 +468,11 @@ static void source_status(struct jaunt_migration *migration, struct jaunt_status
 		struct pusher *pusher = source->pushers[i];
 		status->payload_bytes += counter_get(&pusher->payload_bytes);
 		status->wire_bytes += counter_get(&pusher->wire_bytes);
-		memory += sizeof(*pusher) + PUSHER_GRANTS * sizeof(*pusher->grants) +
-			  PUSHER_BUFFER_BYTES + counter_get(&pusher->slot_bytes_held);
+		memory += sizeof(*pusher) + counter_get(&pusher->memory_bytes);
+		channels++;
 	}
+	if (source->base.options.verify)
+		memory += digester_bytes(&source->shared.memory, channels);
 	status->engine_bytes = memory;
 }
 

@@ -90,7 +90,8 @@ int checker_open(struct checker *checker, struct target_shared *shared, struct c
 				digest_of_zeros(shared->memory.regions[i].page_bytes);
 	int result = checker->digests ? ring_create(&checker->ring, 16) : -ENOMEM;
 	if (result == 0)
-		result = channel_bind(channel, checker->ring, &checker_events, checker, 65536);
+		result = channel_bind(channel, checker->ring, &checker_events, checker,
+				      CHECKER_BUFFER_BYTES);
 	if (result == 0)
 		result = preamble_send(channel, &shared->session, ATTACH_VERIFY, index);
 	if (result == 0)

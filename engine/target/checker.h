@@ -14,6 +14,10 @@
 #include "engine/stats.h"
 #include "engine/target/shared.h"
 
+#define CHECKER_BUFFER_BYTES (8u << 10) /* one answer */
+/* Memory of one beyond the struct. */
+#define CHECKER_BYTES (CHECKER_BUFFER_BYTES + FRAME_DIGEST_PAGES * sizeof(uint64_t))
+
 struct checker {
 	struct target_shared *shared;
 	struct channel *channel; /* owned */

@@ -64,8 +64,8 @@ static struct fill_block *free_block(struct fill *fill, unsigned *index)
 	for (unsigned i = 0; i < fill->window; i++) {
 		if (fill->blocks[i] && (fill->blocks[i]->used || fill->blocks[i]->sending))
 			continue;
-		if (!fill->blocks[i])
-			fill->blocks[i] = calloc(1, sizeof(struct fill_block));
+		if (!fill->blocks[i] && (fill->blocks[i] = calloc(1, sizeof(struct fill_block))))
+			counter_add(&fill->memory_bytes, sizeof(struct fill_block));
 		*index = i;
 		return fill->blocks[i];
 	}
@@ -172,8 +172,8 @@ static void measure(struct fill *fill, uint64_t bytes)
 	double rate = (double)fill->rate_bytes / (double)(now - fill->rate_from_ns);
 	double blocks = 2 * rate * (double)fill->round_trip_ns / (double)PREFETCH_BLOCK_BYTES;
 	unsigned window =
-		FILL_BLOCKS_MIN + (unsigned)(blocks < FILL_BLOCKS_MAX ? blocks : FILL_BLOCKS_MAX);
-	fill->window = window < FILL_BLOCKS_MAX ? window : FILL_BLOCKS_MAX;
+		FILL_BLOCKS_MIN + (unsigned)(blocks < fill->window_max ? blocks : fill->window_max);
+	fill->window = window < fill->window_max ? window : fill->window_max;
 	fill->rate_from_ns = now;
 	fill->rate_bytes = 0;
 }
@@ -402,10 +402,11 @@ static int fill_begin(void *user, struct ring *ring)
 {
 	struct fill *fill = user;
 	struct target_shared *shared = fill->shared;
-	size_t room = target_buffer_bytes(shared, FILL_BUFFER_BYTES);
+	size_t room = target_buffer_bytes(shared, budget_receive_bytes(shared->streams));
 	int result = 0;
 
 	fill->ring = ring;
+	counter_add(&fill->memory_bytes, room);
 	if (fill->check_channel) {
 		result = checker_open(&fill->checker, shared, fill->check_channel,
 				      shared->hint_count + fill->index);
@@ -448,6 +449,7 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	fill->channel = channel;
 	fill->check_channel = check_channel;
 	fill->window = FILL_BLOCKS_MIN;
+	fill->window_max = budget_blocks(shared->streams);
 	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
 	fill->lane = trace_lane(shared->trace, name);
 	int result = worker_start(&fill->worker, name, WORKER_BULK, &fill_ops, fill);

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/budget.h"
 #include "engine/stats.h"
 #include "engine/target/checker.h"
 #include "engine/target/shared.h"
@@ -16,9 +17,10 @@
 
 struct trace_lane;
 
-#define FILL_BLOCKS_MAX 128u /* blocks asked for and not answered, per stream */
-#define FILL_BLOCKS_MIN 2u
-#define FILL_BLOCK_RUNS 256u /* absent runs in one block: every other page of 512 */
+/* Blocks asked for and not answered, per stream. */
+#define FILL_BLOCKS_MAX BUDGET_BLOCKS
+#define FILL_BLOCKS_MIN BUDGET_BLOCKS_LEAST
+#define FILL_BLOCK_RUNS BUDGET_BLOCK_GRANTS
 
 #define FILL_BLOCK_WORDS 8u /* words of the map that a block of small pages covers */
 
@@ -52,12 +54,14 @@ struct fill {
 	_Atomic unsigned window; /* blocks to keep out; read by status */
 	struct frame frame;      /* being received; payload left: `left` pages */
 	uint32_t left;
+	unsigned window_max;
 	bool dead;
 	uint64_t granted_ns,
 		granted_bytes;             /* when the oldest of an idle stream's grants went out */
 	uint64_t round_trip_ns;            /* shortest seen from GRANT to its end, idle stream */
 	uint64_t rate_from_ns, rate_bytes; /* of the current measurement of the rate */
 	struct page_counters counters;
+	counter memory_bytes; /* of this thread beyond the struct */
 };
 
 /* Takes the channels over, also on an error. 0 or -errno. */

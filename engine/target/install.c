@@ -34,6 +34,13 @@
 struct install_hooks install_hooks;
 #endif
 
+static uint64_t in_file_bytes(const struct guest_region *region)
+{
+	uint64_t chunks = round_up(region->pages * region->page_bytes, INSTALL_CHUNK_BYTES) /
+			  INSTALL_CHUNK_BYTES;
+	return round_up(chunks, 64) / 8;
+}
+
 int install_open(struct install *install, struct guestmem *memory, struct pagemap *map)
 {
 	memset(install, 0, sizeof(*install));
@@ -43,11 +50,7 @@ int install_open(struct install *install, struct guestmem *memory, struct pagema
 		install->uffds[i].fd = -1;
 	uint64_t largest = guestmem_largest_page(memory);
 	for (size_t i = 0; i < memory->region_count; i++) {
-		const struct guest_region *region = &memory->regions[i];
-		uint64_t chunks =
-			round_up(region->pages * region->page_bytes, INSTALL_CHUNK_BYTES) /
-			INSTALL_CHUNK_BYTES;
-		void *bits = mmap(NULL, round_up(chunks, 64) / 8, PROT_READ | PROT_WRITE,
+		void *bits = mmap(NULL, in_file_bytes(&memory->regions[i]), PROT_READ | PROT_WRITE,
 				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (bits == MAP_FAILED) {
 			install_close(install);
@@ -73,18 +76,24 @@ void install_close(struct install *install)
 	if (!install->memory)
 		return;
 	for (size_t i = 0; i < install->memory->region_count; i++) {
-		const struct guest_region *region = &install->memory->regions[i];
-		uint64_t chunks =
-			round_up(region->pages * region->page_bytes, INSTALL_CHUNK_BYTES) /
-			INSTALL_CHUNK_BYTES;
 		if (install->in_file[i])
-			munmap((void *)install->in_file[i], round_up(chunks, 64) / 8);
+			munmap((void *)install->in_file[i],
+			       in_file_bytes(&install->memory->regions[i]));
 	}
 	if (install->zero_page)
 		munmap(install->zero_page, guestmem_largest_page(install->memory));
 	for (unsigned i = 0; i < install->shards; i++)
 		uffd_close(&install->uffds[i]);
 	memset(install, 0, sizeof(*install));
+}
+
+uint64_t install_bytes(const struct install *install)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < install->memory->region_count; i++)
+		bytes += in_file_bytes(&install->memory->regions[i]);
+	return bytes;
 }
 
 static const struct uffd *uffd_of(const struct install *install, const struct guest_region *region,

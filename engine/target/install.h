@@ -43,6 +43,8 @@ struct install {
 /* Takes the uffds over once they are registered. */
 int install_open(struct install *install, struct guestmem *memory, struct pagemap *map);
 void install_close(struct install *install);
+/* Memory that it holds. */
+uint64_t install_bytes(const struct install *install);
 
 /* A shard owns pages by GiB of their region, modulo shards. */
 static inline unsigned install_shard(const struct install *install,

@@ -176,7 +176,7 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	atomic_store(&shared->push, configure->push);
 	atomic_store(&shared->granting, false);
 	shared->trace = target->base.trace;
-	target->streams = configure->streams;
+	target->streams = shared->streams = configure->streams;
 	target->shards = target->base.options.fault_threads;
 	result = create_vm(target, configure, error);
 	if (result == 0)

@@ -33,8 +33,13 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 	status->pages.missing = pagemap_missing(&shared->map);
 	status->payload_bytes = status->verified_pages = status->mismatched_pages = 0;
 	status->install_conflicts = 0;
-	memory += shared->map.bytes;
+	memory += shared->map.bytes + install_bytes(&shared->install) +
+		  atomic_load(&shared->suspects_bytes);
+	for (size_t i = 0; i < shared->map.region_count; i++)
+		if (shared->demanded[i])
+			memory += shared->map.regions[i].words * sizeof(uint64_t);
 
+	uint64_t checker_bytes = shared->session.verify ? CHECKER_BYTES : 0;
 	struct histogram *latency = calloc(1, sizeof(*latency));
 	for (unsigned i = 0; i < target->shards; i++) {
 		struct demand *demand = target->demands[i];
@@ -43,15 +48,15 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 		add_counters(status, &demand->counters);
 		if (latency)
 			histogram_merge(latency, &demand->latency);
-		memory += sizeof(*demand) + target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
+		memory += checker_bytes + sizeof(*demand) +
+			  target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
 	}
 	for (unsigned i = 0; i < target->streams; i++) {
 		struct fill *fill = target->fills[i];
 		if (!fill)
 			continue;
 		add_counters(status, &fill->counters);
-		memory += sizeof(*fill) + fill->window * sizeof(struct fill_block) +
-			  target_buffer_bytes(shared, FILL_BUFFER_BYTES);
+		memory += checker_bytes + sizeof(*fill) + counter_get(&fill->memory_bytes);
 	}
 	if (latency)
 		histogram_percentiles(latency, &status->fault_latency_us);

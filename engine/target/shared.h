@@ -37,6 +37,7 @@ struct target_shared {
 	struct hints hints[INSTALL_SHARDS_MAX];
 	unsigned hint_count;
 
+	unsigned streams;      /* does not change once they are there */
 	_Atomic bool granting; /* the source's memory is frozen: streams may ask for ranges */
 	_Atomic bool push;
 	_Atomic uint64_t told[JAUNT_MAX_REGIONS]; /* holes before this page have all been told */
@@ -51,14 +52,13 @@ struct target_shared {
 	_Atomic uint64_t condemned; /* pages that did not match twice: they stay missing */
 };
 
-/* A receive buffer holds two of the largest pages, so that a whole one always fits. */
+/* A receive buffer holds the largest page, and the frames around it. */
 static inline size_t target_buffer_bytes(const struct target_shared *shared, size_t least)
 {
-	size_t two = 2 * guestmem_largest_page(&shared->memory);
-	return two > least ? two : least;
+	size_t one = guestmem_largest_page(&shared->memory) + (64u << 10);
+	return one > least ? one : least;
 }
 
 #define DEMAND_BUFFER_BYTES (256u << 10)
-#define FILL_BUFFER_BYTES   (512u << 10)
 
 #endif

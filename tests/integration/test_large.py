@@ -73,6 +73,27 @@ class Large(unittest.TestCase):
             self.skipTest("less than 4 GiB of memory are available for the kernel's tables")
         self.check(256, False)
 
+    def test_as_many_streams_as_there_can_be_stay_within_the_memory_of_a_few(self):
+        case = cases.Case(memory_mib=256, streams=64, fault_threads=16, verify=True,
+                          thread_backed=not migrating.kvm_works())
+        with migrating.Site() as site:
+            source = site.vm("a", *case.guest_options())
+            target = site.receive("b", *case.receive_options())
+            site.until_working("a")
+            command = site.migrate("a", target.peer, *case.migrate_options())
+            self.assertEqual(command.wait(120), 0, command.transcript())
+            site.until("b", lambda status: status["guest"]["operations_since_arrival"] > 0,
+                       "the guest runs on at the target")
+            self.assertEqual(source.wait(60), 0, source.transcript())
+            report = cases.stop(target)
+            cases.check_completed(report, "receive", verify=True)
+            cases.check_guest(report["guest"], "receive")
+            for side in (report, command.json()):
+                self.assertGreater(side["engine_bytes"], 0)
+                self.assertLess(side["engine_bytes"], bound(report["ram_bytes"]))
+            print(f"\n  64 streams: engine {command.json()['engine_bytes'] // 1024} and "
+                  f"{report['engine_bytes'] // 1024} KiB")
+
     def test_the_source_allocates_nothing_for_holes_while_it_serves_them(self):
         case = cases.Case(memory_mib=8192, push="later", thread_backed=not migrating.kvm_works())
         with migrating.Site() as site:
