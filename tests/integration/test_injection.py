@@ -10,7 +10,7 @@ import unittest
 import cases
 import migrating
 import recovery
-from migrating import CANCELLED, DONE, FAILED, INCOMPLETE, UNKNOWN
+from migrating import DONE, FAILED, INCOMPLETE, UNKNOWN
 
 # Some pages in the middle of a working set that is nearly all of memory: the guest looks at all of
 # it in its last check. The first pages of a migration are the guest's program and tables.
@@ -100,6 +100,11 @@ class Corruption(Interrupted):
         status = recovery.until_still(self.site, "b")
         recovery.check_blocked(status, ["verify"])
         recovery.refuses_signals(self.site, target, "b")
+        # Fenced is a word of the operator's, and here it is plainly wrong.
+        code, answer = self.site.run("resume", "a", "--peer-fenced")
+        self.assertEqual(code, INCOMPLETE)
+        self.assertTrue(any("the target is alive" in line for line in answer.output["stderr"]))
+        recovery.until_still(self.site, "a")
         report = recovery.abandon_target(self.site, target)
         self.assertGreater(report["pages"]["missing"], 0)
         recovery.resume_at_source(self.site, source, command)
@@ -166,7 +171,7 @@ class Channels(Interrupted):
         self.assertEqual(status["migration"]["vm_is_at"], "unknown")
         self.assertEqual(status["guest"]["operations_since_arrival"], 0)
         code, answer = self.site.run("resume", "b", "--peer-fenced")
-        self.assertIn(code, (FAILED, INCOMPLETE))
+        self.assertEqual(code, FAILED)
         self.assertTrue(any("only at the source" in line for line in answer.output["stderr"]))
         self.assertTrue(target.running())
         self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
@@ -229,7 +234,7 @@ class Killed(Interrupted):
         self.assertEqual(command.wait(), UNKNOWN)
         self.assertEqual(command.json()["vm_is_at"], "unknown")
         # It never had all of it, knows so, and runs nothing.
-        self.assertIn(target.wait(), (FAILED, CANCELLED))
+        self.assertEqual(target.wait(), FAILED)
         self.assertEqual(target.json()["vm_is_at"], "source")
 
     def test_a_target_killed_while_preparing_leaves_the_vm_at_the_source(self):
@@ -267,9 +272,9 @@ class Killed(Interrupted):
     def test_a_source_killed_right_after_commit_leaves_a_target_that_reads_no_zeros(self):
         source, target, command, _ = self.begin(busy(push="off"), "source.side.kill.after-commit")
         self.assertEqual(source.wait(), -9)
-        code = command.wait()
-        self.assertIn(code, (INCOMPLETE, UNKNOWN))
-        status = recovery.until_phase(self.site, "b", "blocked", "in-doubt")
+        # It was killed before it could say that it had committed.
+        self.assertEqual(command.wait(), UNKNOWN)
+        status = recovery.until_phase(self.site, "b", "blocked")
         self.assertEqual(recovery.until_still(self.site, "b")["guest"]["memory_errors"], 0)
         self.assertGreater(status["migration"]["pages"]["missing"], 0)
         self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
