@@ -166,7 +166,15 @@ class Complete(Case):
         for name in ("source.jsonl", "target.jsonl"):
             with open(os.path.join(self.directory, name)) as lines:
                 records = [json.loads(line) for line in lines if line.strip()]
-            self.assertTrue(records, name)
+            self.assertEqual((records[0]["what"], records[-1]["what"]), ("trace", "end"), name)
+            kinds = {record["what"] for record in records}
+            fates = {record["fate"] for record in records if record["what"] == "run"}
+            if name == "target.jsonl":
+                self.assertLessEqual({"fault", "grant", "run", "event"}, kinds)
+                self.assertLessEqual({"pushed", "demanded"}, fates)
+            else:
+                self.assertLessEqual({"run", "event"}, kinds)
+                self.assertLessEqual({"fetched", "granted"}, fates)
 
     def test_a_service_manager_hears_of_readiness(self):
         path = os.path.join(self.directory, "notify")
