@@ -405,6 +405,21 @@ class BeforeCommit(harness.Case):
         self.assertEqual(migrate.json()["vm_is_at"], "source")
         self.assert_runs("web")
 
+    def test_a_terminal_that_goes_before_commit_leaves_it_unknown_how_it_ends(self):
+        self.start_vm("web")
+        peer = Peer(silence)
+        self.addCleanup(peer.close)
+        migrate = self.start("migrate", "web", peer.address, "--json")
+        migrate.wait_line("preparing")
+        migrate.signal(signal.SIGHUP)
+        self.assertEqual(migrate.wait(), 5, migrate.errors())
+        self.assertEqual(migrate.json()["reason"], "not-followed")
+        self.assertEqual(migrate.json()["vm_is_at"], "unknown")
+        # It goes on without the command.
+        self.assertIsNotNone(self.status("web")["migration"])
+        self.assertEqual(self.run_jaunt("cancel", "web").code, 0)
+        self.assert_runs("web")
+
     def test_cancel_from_another_terminal(self):
         vm = self.start_vm("web")
         peer = Peer(silence)
