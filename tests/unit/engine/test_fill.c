@@ -3,6 +3,7 @@
 #include "engine/target/fill.h"
 
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -582,6 +583,30 @@ Test(fill, of_zeros_that_are_not_all_zero_the_wrong_page_is_found_and_the_rest_t
 		cr_assert_eq(world_state(&world, 0, page),
 			     page == 33 ? PAGE_FILLING : PAGE_PRESENT);
 	cr_assert_eq(counter_get(&fill->counters.mismatched), 2);
+	close_fill();
+}
+
+static bool always(uint64_t page)
+{
+	(void)page;
+	return true;
+}
+
+Test(fill, zeros_are_asked_about_by_the_gib_at_most)
+{
+	const uint64_t most = FRAME_DIGEST_ZERO_BYTES / PAGE;
+
+	if (!world_open_pages(&world, most + 10))
+		cr_skip_test("%s", world.lack);
+	start_fill(false, true);
+	send_head(FRAME_ZERO, FRAME_FLAG_HOLE, 0, most + 10);
+	struct frame first = answer_digest(1, always);
+	cr_assert_eq(first.page_count, most);
+	struct frame second = answer_digest(1, always);
+	cr_assert_eq(second.first_page, most);
+	cr_assert_eq(second.page_count, 10);
+	while (pagemap_missing(&world.shared.map))
+		sched_yield();
 	close_fill();
 }
 
