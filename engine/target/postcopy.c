@@ -178,7 +178,8 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 			send_ping(target);
 			progress_ns = clock_ns() + PROGRESS_NS;
 		}
-		if (atomic_load(&target->base.abandon))
+		/* Not if the last page has come meanwhile: then there is nothing to give up. */
+		if (atomic_load(&target->base.abandon) && pagemap_missing(&shared->map))
 			return abandon(target, error);
 	}
 	trace_event(target->base.lane, "complete", "every page is present");
