@@ -137,15 +137,6 @@ int link_next(struct link *link, int64_t timeout_ns, Jaunt__Control **message)
 	return 0;
 }
 
-void link_spin(struct link *link, uint64_t spin_ns)
-{
-	uint64_t end = clock_ns() + spin_ns;
-
-	while (!link->count && !link->closed && clock_ns() < end)
-		if (ring_wait(link->ring, 0) < 0)
-			return;
-}
-
 int link_flush(struct link *link, int64_t timeout_ns)
 {
 	uint64_t end = clock_ns() + (uint64_t)timeout_ns;

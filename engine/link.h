@@ -14,9 +14,7 @@
 #include "transport/transport.h"
 
 #define LINK_BUFFER_BYTES (CONTROL_MESSAGE_MAX + 4096u)
-/* How long the two sides look for each other's next word at the switchover before they sleep. */
-#define LINK_SPIN_NS   1000000u
-#define LINK_QUEUE_MAX 64u /* messages received and not taken: more wait in the channel */
+#define LINK_QUEUE_MAX    64u /* messages received and not taken: more wait in the channel */
 
 struct link {
 	struct channel *channel; /* owned */
@@ -44,11 +42,6 @@ int link_send(struct link *link, Jaunt__Control *message);
  * 1: a message. 0: time is up, or the ring was woken, or something else happened on the ring: look
  * at your flags and call again. -errno: the link is down and the queue is empty; see link_why(). */
 int link_next(struct link *link, int64_t timeout_ns, Jaunt__Control **message);
-
-/* Looks for a message without sleeping for at most spin_ns: a CPU that sleeps takes its time to
- * wake, and a guest stands still. Returns when there is one, when the link closes, or when the time
- * is up; then link_next(). */
-void link_spin(struct link *link, uint64_t spin_ns);
 
 /* Waits until everything queued has been handed to the kernel, at most timeout_ns. */
 int link_flush(struct link *link, int64_t timeout_ns);

@@ -102,9 +102,8 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 static int await_loaded(struct source *source, struct jaunt_error *error)
 {
 	Jaunt__Control *message;
-
-	link_spin(&source->link, LINK_SPIN_NS);
 	int result = source_next(source, source_deadline(source), &message, error);
+
 	if (result < 0)
 		return result;
 	result = 0;

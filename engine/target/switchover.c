@@ -96,7 +96,6 @@ enum target_verdict target_await_commit(struct target *target, struct jaunt_erro
 {
 	bool asked = false, lost = false;
 
-	link_spin(&target->link, LINK_SPIN_NS);
 	for (;;) {
 		Jaunt__Control *message;
 		int result = lost ? (ring_wait(target->ring, -1), 0)

@@ -25,7 +25,6 @@ struct target {
 	struct link link;
 	bool linked;
 	bool same_clock;
-	bool pinged;          /* by the message before */
 	bool answers_pings;   /* the source said that it does */
 	bool ran;             /* a vCPU has run here: the VM is not the engine's to destroy */
 	bool channels_wanted; /* Ready was sent, not all channels have come */

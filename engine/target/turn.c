@@ -82,7 +82,6 @@ static bool answer_ping(struct target *target, const Jaunt__Control *message)
 	Jaunt__Control answer = JAUNT__CONTROL__INIT;
 	Jaunt__Pong pong = JAUNT__PONG__INIT;
 	pong.sent_ns = message->ping->sent_ns;
-	target->pinged = true;
 	answer.message_case = JAUNT__CONTROL__MESSAGE_PONG;
 	answer.pong = &pong;
 	link_send(&target->link, &answer);
@@ -99,10 +98,6 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 	int64_t timeout = until == UINT64_MAX ? -1 : until > now ? (int64_t)(until - now) : 0;
 	int result;
 
-	/* Pings come right before the pause: what comes next finds us awake. */
-	if (target->pinged && target->linked)
-		link_spin(&target->link, LINK_SPIN_NS);
-	target->pinged = false;
 	if (target->linked)
 		result = link_next(&target->link, timeout, message);
 	else
