@@ -29,7 +29,7 @@
 
 enum inject_point {
 	INJECT_DATA_FLIP,       /* flip one bit of a payload */
-	INJECT_DATA_LOSE,       /* do not send a run of pages, go on as if it had been sent */
+	INJECT_DATA_LOSE,       /* a page is lost: zeros are sent in its place */
 	INJECT_DATA_TEAR,       /* the second half of a page comes from elsewhere */
 	INJECT_DATA_TWICE,      /* send a run of pages twice */
 	INJECT_DATA_STALE,      /* send an older valid copy of a page */
