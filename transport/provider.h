@@ -28,10 +28,28 @@ struct channel_ops {
 	int (*timeout)(struct channel *channel, uint32_t timeout_ms);
 	struct channel_totals (*totals)(const struct channel *channel);
 	const char *(*name)(const struct channel *channel);
+	/* All four, or NULL: it cannot READ. `expose` fills in all of `out`; `land` gets `memory`
+	 * NULL for memory of its own. */
+	int (*expose)(struct exposure *out, const struct channel *channel, void *memory,
+		      size_t bytes, struct jaunt_error *error);
+	int (*land)(struct landing *out, struct channel *channel, void *memory, size_t bytes,
+		    struct jaunt_error *error);
+	int (*read)(struct channel *channel, struct landing *landing, size_t offset,
+		    uint64_t address, uint32_t key, size_t bytes, uint64_t cookie);
+	size_t (*read_room)(const struct channel *channel);
 };
 
 struct channel {
 	const struct channel_ops *ops;
+};
+
+/* Embedded by a provider in what it keeps for each; they outlive the channel they came from. */
+struct exposure_private {
+	void (*withdraw)(struct exposure *exposure);
+};
+
+struct landing_private {
+	void (*free)(struct landing *landing);
 };
 
 struct listener_ops {

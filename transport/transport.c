@@ -146,3 +146,65 @@ const char *channel_name(const struct channel *channel)
 {
 	return channel->ops->name(channel);
 }
+
+bool channel_can_read(const struct channel *channel)
+{
+	return channel->ops->read;
+}
+
+static int cannot_read(const struct channel *channel, struct jaunt_error *error)
+{
+	return error_set(error, ENOTSUP, "expose", "%s has no one-sided reads; use rdma:",
+			 channel_name(channel));
+}
+
+int transport_expose(struct exposure *out, const struct channel *channel, void *memory,
+		     size_t bytes, struct jaunt_error *error)
+{
+	*out = (struct exposure){0};
+	if (!channel_can_read(channel))
+		return cannot_read(channel, error);
+	return channel->ops->expose(out, channel, memory, bytes, error);
+}
+
+void transport_unexpose(struct exposure *exposure)
+{
+	if (exposure->private)
+		exposure->private->withdraw(exposure);
+	*exposure = (struct exposure){0};
+}
+
+int channel_landing(struct landing *out, struct channel *channel, size_t bytes,
+		    struct jaunt_error *error)
+{
+	return channel_landing_at(out, channel, NULL, bytes, error);
+}
+
+int channel_landing_at(struct landing *out, struct channel *channel, void *memory, size_t bytes,
+		       struct jaunt_error *error)
+{
+	*out = (struct landing){0};
+	if (!channel_can_read(channel))
+		return cannot_read(channel, error);
+	return channel->ops->land(out, channel, memory, bytes, error);
+}
+
+void landing_free(struct landing *landing)
+{
+	if (landing->private)
+		landing->private->free(landing);
+	*landing = (struct landing){0};
+}
+
+int channel_read(struct channel *channel, struct landing *landing, size_t offset, uint64_t address,
+		 uint32_t key, size_t bytes, uint64_t cookie)
+{
+	if (!channel_can_read(channel))
+		return -ENOTSUP;
+	return channel->ops->read(channel, landing, offset, address, key, bytes, cookie);
+}
+
+size_t channel_read_room(const struct channel *channel)
+{
+	return channel_can_read(channel) ? channel->ops->read_room(channel) : 0;
+}

@@ -16,7 +16,8 @@
  * called. After `closed`, and after channel_unbind() and channel_free() return, no buffer is in use
  * by the kernel or the device any more.
  *
- * A transport may have one-sided READs (`can_read`); it then also registers memory. TCP has not.
+ * A transport may have one-sided READs (channel_can_read()); it then also registers memory. TCP has
+ * not.
  *
  * Knows nothing of VMs, frames or pages.
  */
@@ -90,6 +91,13 @@ struct channel_events {
 	 * silent, -ECONNRESET, … Called once, when nothing is in flight. The owner still has to
 	 * free it, and may do so here. */
 	void (*closed)(void *user, int error);
+	/* The READ with this cookie is over, in the order of channel_read(): 0 all its bytes are in
+	 * the landing, which is the owner's again; else -errno, nothing is known about the bytes,
+	 * and `closed` follows. What still was under way when a channel dies is told so before
+	 * `closed`; after channel_unbind() nothing is told. May call channel_read(), channel_send()
+	 * and channel_shutdown(); must not unbind or free its own channel. Required by
+	 * channel_read() alone. */
+	void (*read_done)(void *user, uint64_t cookie, int error);
 };
 
 #define CHANNEL_HEAD_MAX 64 /* bytes of a message that are copied */
@@ -145,5 +153,68 @@ struct channel_totals channel_totals(const struct channel *channel);
 
 /* "127.0.0.1:40312 → 127.0.0.1:7420", for messages. */
 const char *channel_name(const struct channel *channel);
+
+/* --- One-sided READ
+ * ----------------------------------------------------------------------------------- */
+
+/* Whether the functions below work on it: the device of one end reads memory of the other end's
+ * process, which has no part in that. Any thread. */
+bool channel_can_read(const struct channel *channel);
+
+/* Memory of this process that the other end may READ: over `channel`, and over every other channel
+ * that this process dialed through the same device. `address` and `key` are what the other end
+ * names it by; a READ may cover any part of it. */
+struct exposure {
+	uint64_t address;
+	uint32_t key;
+	struct exposure_private *private; /* NULL: exposes nothing */
+};
+
+/* Registers and pins [memory, memory + bytes), which fills holes of a file, and takes long: tens of
+ * milliseconds for 16 MiB of fresh memory. The memory must stay mapped until it is withdrawn; what
+ * is put in the place of its pages (a hole punched and filled again) is not what the peer reads.
+ * `channel` need not be bound and is used only during the call. Any thread, several at once.
+ * -ENOTSUP the channel cannot; -ENOMEM the limit of locked memory, of this process's memory or of
+ * the device: `error` says which and what to raise; -EFAULT it is not mapped; another -errno of the
+ * device. Reasons: "expose", "memory-lock". */
+int transport_expose(struct exposure *out, const struct channel *channel, void *memory,
+		     size_t bytes, struct jaunt_error *error);
+/* Revokes the key and unpins; no READ finds the memory after it returns, and one under way fails at
+ * the other end, whose channel that ends. Does nothing where nothing is exposed. It may be called
+ * after the channel was freed. Any thread. */
+void transport_unexpose(struct exposure *exposure);
+
+/* Memory that READs of a channel land in: registered, and owned by the transport unless it was
+ * brought. */
+struct landing {
+	uint8_t *bytes; /* page-aligned and populated, unless it was brought */
+	size_t size;
+	struct landing_private *private; /* NULL: there is none */
+};
+
+/* -ENOTSUP, -ENOMEM (as transport_expose() means it), or what the device says. `channel` need not
+ * be bound; the landing may be used by every channel of the same device, and may be freed after
+ * the channel. Any thread. */
+int channel_landing(struct landing *out, struct channel *channel, size_t bytes,
+		    struct jaunt_error *error);
+/* The same for memory of the caller's, which must stay mapped until landing_free(): registering it
+ * pins all of it, and fills its holes. */
+int channel_landing_at(struct landing *out, struct channel *channel, void *memory, size_t bytes,
+		       struct jaunt_error *error);
+/* No READ may be under way into it: wait for `read_done`, or let the channel be closed, unbound or
+ * freed before. Does nothing where there is none. Any thread. */
+void landing_free(struct landing *landing);
+
+/* Starts a READ of the peer's [address, address + bytes) under `key` into the landing at `offset`,
+ * at once: it does not wait for ring_wait(), nor for what channel_send() has queued. One work
+ * request and one completion. `read_done` follows from ring_wait(). Those bytes of the landing are
+ * the device's until then, or until channel_unbind() or channel_free() return. On the ring's
+ * thread. -EAGAIN: no room; -EPIPE: the channel is dead or not bound; if it is bound, `closed`
+ * follows; -EINVAL: no bytes, more than 1 GiB, or outside of the landing; -ENOTSUP. */
+int channel_read(struct channel *channel, struct landing *landing, size_t offset, uint64_t address,
+		 uint32_t key, size_t bytes, uint64_t cookie);
+/* READs that channel_read() would still take. Of those under way the device works on a few at once
+ * (what the two ends agreed on), the others queue in it, and so do messages behind them. */
+size_t channel_read_room(const struct channel *channel);
 
 #endif
