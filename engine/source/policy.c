@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/source/policy.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/source/predict.h"
+
+#define MS_NS 1e6
+#define MIBS  (1 << 20)
+/* Rounds that are looked ahead. Where pre-copy converges the rest shrinks by a constant factor. */
+#define LOOKAHEAD 24u
+/* A way that ends with a finish is preferred unless a switch is cheaper by more than this. */
+#define PREFERENCE 1.05
+/* Another round is not worth less than this. */
+#define ROUND_GAIN_NS 2e5
+/* In the middle of a round only a clear gain, seen with some confidence, changes the plan. */
+#define CHANGE_GAIN       1.10
+#define CHANGE_CONFIDENCE 0.5
+
+static const char *const mode_names[POLICY_MODES] = {"auto", "hybrid", "post-copy", "pre-copy",
+						     "stop-and-copy"};
+static const char *const action_names[POLICY_ACTIONS] = {"continue", "switch", "finish", "abort"};
+static const char *const way_names[POLICY_WAYS] = {"finish", "rounds+finish", "switch",
+						   "rounds+switch"};
+
+const char *policy_mode_name(enum policy_mode mode)
+{
+	return mode < POLICY_MODES ? mode_names[mode] : "?";
+}
+
+const char *policy_action_name(enum policy_action action)
+{
+	return action < POLICY_ACTIONS ? action_names[action] : "?";
+}
+
+const char *policy_way_name(enum policy_way way)
+{
+	return way < POLICY_WAYS ? way_names[way] : "?";
+}
+
+bool policy_mode_parse(const char *name, enum policy_mode *mode)
+{
+	for (unsigned i = 0; i < POLICY_MODES; i++)
+		if (strcmp(name, mode_names[i]) == 0) {
+			*mode = (enum policy_mode)i;
+			return true;
+		}
+	return false;
+}
+
+void policy_limits_init(struct policy_limits *limits)
+{
+	*limits = (struct policy_limits){.downtime_ns = 300000000u, .total_weight = 0.01};
+}
+
+void policy_costs_init(struct policy_costs *costs)
+{
+	*costs = (struct policy_costs){.fault_ns = 45e3,
+				       .tracking_ns = 2e3,
+				       .round_ns = 1e6,
+				       .run_ns = 5,
+				       .touches = 2,
+				       .paused_speedup = 1};
+}
+
+/* --- Predicting
+ * -------------------------------------------------------------------------------------------- */
+
+static bool may_rounds(const struct policy_input *input)
+{
+	return input->can_track && input->mode != POLICY_POSTCOPY &&
+	       input->mode != POLICY_STOP_AND_COPY;
+}
+
+static bool may_finish(const struct policy_input *input)
+{
+	return input->mode == POLICY_AUTO || input->mode == POLICY_PRECOPY ||
+	       input->mode == POLICY_STOP_AND_COPY;
+}
+
+static bool may_switch(const struct policy_input *input)
+{
+	return !input->limits.no_postcopy &&
+	       (input->mode == POLICY_AUTO || input->mode == POLICY_HYBRID ||
+		input->mode == POLICY_POSTCOPY);
+}
+
+/* How many more rounds may end; the one that runs counts. */
+static unsigned rounds_left(const struct policy_input *input)
+{
+	unsigned done = input->round + (input->round_ended ? 1 : 0);
+	unsigned most = input->limits.max_rounds;
+
+	if (!may_rounds(input))
+		return 0;
+	if (!most)
+		return LOOKAHEAD;
+	if (done >= most)
+		return 0;
+	return most - done < LOOKAHEAD ? most - done : LOOKAHEAD;
+}
+
+static bool keeps_limits(const struct policy_input *input, const struct policy_prediction *way)
+{
+	const struct policy_limits *limits = &input->limits;
+
+	return (!limits->downtime_ns || way->downtime_ns <= (double)limits->downtime_ns) &&
+	       (!limits->total_ns || way->total_ns <= (double)limits->total_ns);
+}
+
+/* Keeps the better of two numbers of rounds: limits first, then cost. */
+static void keep_better(struct policy_prediction *best, const struct policy_prediction *other)
+{
+	if (!best->allowed || (other->in_limits && !best->in_limits) ||
+	    (other->in_limits == best->in_limits && other->cost_ns < best->cost_ns))
+		*best = *other;
+}
+
+static void consider(const struct policy_input *input, const struct predict *at, bool finish,
+		     struct policy_prediction *best)
+{
+	struct policy_prediction way = {.allowed = true};
+
+	if (finish)
+		predict_finish(at, &way);
+	else
+		predict_switch(at, &way);
+	way.in_limits = keeps_limits(input, &way);
+	keep_better(best, &way);
+}
+
+static void predict_ways(const struct policy_input *input, unsigned throttle,
+			 struct policy_prediction ways[POLICY_WAYS])
+{
+	struct predict at;
+	unsigned most = rounds_left(input);
+
+	memset(ways, 0, POLICY_WAYS * sizeof(*ways));
+	predict_init(&at, input);
+	at.throttle = throttle;
+	for (unsigned i = 0; i <= most; i++) {
+		if (i)
+			predict_round(&at);
+		if (may_finish(input))
+			consider(input, &at, true,
+				 &ways[i ? POLICY_WAY_ROUNDS_FINISH : POLICY_WAY_FINISH]);
+		if (may_switch(input))
+			consider(input, &at, false,
+				 &ways[i ? POLICY_WAY_ROUNDS_SWITCH : POLICY_WAY_SWITCH]);
+	}
+}
+
+/* --- Choosing
+ * ---------------------------------------------------------------------------------------------- */
+
+static bool finishes(enum policy_way way)
+{
+	return way == POLICY_WAY_FINISH || way == POLICY_WAY_ROUNDS_FINISH;
+}
+
+static bool ends_now(enum policy_way way)
+{
+	return way == POLICY_WAY_FINISH || way == POLICY_WAY_SWITCH;
+}
+
+/* The cheapest within the limits; POLICY_WAYS: there is none. */
+static enum policy_way choose(const struct policy_input *input,
+			      const struct policy_prediction ways[POLICY_WAYS])
+{
+	enum policy_way best = POLICY_WAYS;
+	double least = 0;
+	bool shaky = !input->round_ended && input->dirty_confidence < CHANGE_CONFIDENCE;
+
+	for (unsigned i = 0; i < POLICY_WAYS; i++) {
+		const struct policy_prediction *way = &ways[i];
+		if (!way->allowed || !way->in_limits)
+			continue;
+		double cost = way->cost_ns;
+		if (!finishes((enum policy_way)i))
+			cost *= PREFERENCE;
+		if (ends_now((enum policy_way)i) && !input->round_ended && may_rounds(input))
+			cost = shaky ? cost + 1e18 : cost * CHANGE_GAIN;
+		if (!ends_now((enum policy_way)i))
+			cost += ROUND_GAIN_NS;
+		if (best == POLICY_WAYS || cost < least) {
+			best = (enum policy_way)i;
+			least = cost;
+		}
+	}
+	return best;
+}
+
+static void say(struct policy_decision *decision, enum policy_action action, const char *code,
+		const char *reason)
+{
+	decision->action = action;
+	snprintf(decision->code, sizeof(decision->code), "%s", code);
+	snprintf(decision->reason, sizeof(decision->reason), "%s", reason);
+}
+
+/* Steps of throttling: the first that the model says would do; if it was wrong, the next. */
+static unsigned throttle_step(const struct policy_input *input)
+{
+	struct policy_prediction ways[POLICY_WAYS];
+
+	for (unsigned percent = input->throttle + 10; percent < 99; percent += 10) {
+		predict_ways(input, percent, ways);
+		if (ways[POLICY_WAY_ROUNDS_FINISH].in_limits)
+			return percent;
+	}
+	return 99;
+}
+
+static bool may_throttle(const struct policy_input *input)
+{
+	return input->limits.throttle && input->can_throttle && may_rounds(input) &&
+	       (input->mode == POLICY_PRECOPY ||
+		(input->mode == POLICY_AUTO && input->limits.no_postcopy));
+}
+
+/* What would have to be otherwise, for a finish within the limits. */
+static void say_needs(const struct policy_input *input, char *text, size_t bytes)
+{
+	double limit = (double)input->limits.downtime_ns;
+	const struct policy_prediction *none = NULL;
+	struct policy_input wish = *input;
+	struct predict at;
+
+	(void)none;
+	predict_init(&at, &wish);
+	for (unsigned i = 0; i < LOOKAHEAD; i++)
+		predict_round(&at);
+	struct policy_prediction end;
+	predict_finish(&at, &end);
+	snprintf(text, bytes,
+		 "needed: a downtime limit of %.0f ms (it is %.0f), or more bandwidth than %.0f "
+		 "MB/s, or a guest that writes less than %.0f MB/s",
+		 end.downtime_ns / MS_NS, limit / MS_NS, predict_bandwidth(input) / 1e6,
+		 input->dirty_rate / 1e6);
+}
+
+/* Time or rounds are over and nothing keeps the limits. */
+static void end_without(const struct policy_input *input, struct policy_decision *decision,
+			const char *code, const char *what)
+{
+	char needs[160];
+
+	if (!input->limits.timeout_aborts && !input->limits.no_postcopy) {
+		say(decision, POLICY_SWITCH, code, what);
+		decision->way = POLICY_WAY_SWITCH;
+		return;
+	}
+	say_needs(input, needs, sizeof(needs));
+	say(decision, POLICY_ABORT, code, "");
+	snprintf(decision->reason, sizeof(decision->reason), "%s; %s", what, needs);
+}
+
+static void decide_without(const struct policy_input *input, struct policy_decision *decision)
+{
+	char needs[160];
+
+	if (!may_rounds(input) || rounds_left(input) == 0) {
+		end_without(input, decision, may_rounds(input) ? "max-rounds" : "limits",
+			    may_rounds(input) ? "the rounds allowed are over"
+					      : "no way of this mode keeps the limits");
+		return;
+	}
+	if (may_throttle(input) && input->round_ended && input->round >= 1) {
+		decision->throttle = throttle_step(input);
+		say(decision, POLICY_CONTINUE, "throttle", "");
+		snprintf(decision->reason, sizeof(decision->reason),
+			 "the guest dirties faster than the link carries: vCPUs held %u %% of the "
+			 "time",
+			 decision->throttle);
+		return;
+	}
+	say_needs(input, needs, sizeof(needs));
+	say(decision, POLICY_CONTINUE, "not-converging", "");
+	snprintf(decision->reason, sizeof(decision->reason), "no way keeps the limits yet; %s",
+		 needs);
+}
+
+static void decide_among(const struct policy_input *input, enum policy_way way,
+			 struct policy_decision *decision)
+{
+	const struct policy_prediction *best = &decision->ways[way];
+
+	decision->way = way;
+	if (ends_now(way)) {
+		bool finish = finishes(way);
+		say(decision, finish ? POLICY_FINISH : POLICY_SWITCH,
+		    finish ? "fits" : "rounds-do-not-pay", "");
+		snprintf(decision->reason, sizeof(decision->reason),
+			 "%s now: downtime %.1f ms, stall %.1f ms, total %.0f ms",
+			 finish ? "finish" : "switch", best->downtime_ns / MS_NS,
+			 best->stall_ns / MS_NS, best->total_ns / MS_NS);
+		return;
+	}
+	say(decision, POLICY_CONTINUE, finishes(way) ? "converges" : "shrinks", "");
+	snprintf(decision->reason, sizeof(decision->reason),
+		 "%u more round%s, then %s: downtime %.1f ms, stall %.1f ms, total %.0f ms",
+		 best->rounds, best->rounds == 1 ? "" : "s", finishes(way) ? "finish" : "switch",
+		 best->downtime_ns / MS_NS, best->stall_ns / MS_NS, best->total_ns / MS_NS);
+}
+
+void policy_decide(const struct policy_input *input, struct policy_decision *decision)
+{
+	const struct policy_limits *limits = &input->limits;
+
+	memset(decision, 0, sizeof(*decision));
+	decision->throttle = input->throttle;
+	decision->way = POLICY_WAYS;
+	predict_ways(input, input->throttle, decision->ways);
+	if (input->switch_requested && !limits->no_postcopy) {
+		decision->way = POLICY_WAY_SWITCH;
+		say(decision, POLICY_SWITCH, "requested", "an operator asked for the switch");
+		return;
+	}
+	enum policy_way way = choose(input, decision->ways);
+	bool late = limits->timeout_ns && input->elapsed_ns >= limits->timeout_ns;
+	if (way != POLICY_WAYS && (!late || ends_now(way)))
+		decide_among(input, way, decision);
+	else if (late && decision->ways[POLICY_WAY_FINISH].in_limits)
+		decide_among(input, POLICY_WAY_FINISH, decision);
+	else if (late)
+		end_without(input, decision, "timeout", "the time for rounds is over");
+	else
+		decide_without(input, decision);
+}

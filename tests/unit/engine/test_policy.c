@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/source/policy.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+
+#define MB UINT64_C(1000000)
+#define GB (1000 * MB)
+#define MS UINT64_C(1000000)
+
+/* A guest of 1 GB that writes 100 MB of it, beside a link of 1 GB/s. */
+static struct policy_input ordinary(void)
+{
+	struct policy_input input = {.can_track = true,
+				     .ram_bytes = GB,
+				     .data_bytes = GB,
+				     .vcpus = 2,
+				     .bandwidth = 1e9,
+				     .bandwidth_confidence = 1,
+				     .dirty_rate = 50e6,
+				     .dirty_confidence = 1,
+				     .working_set = 100e6,
+				     .round_trip_ns = 1e5,
+				     .device_ns = 2e5};
+
+	policy_limits_init(&input.limits);
+	policy_costs_init(&input.costs);
+	return input;
+}
+
+static struct policy_input at_start(void)
+{
+	struct policy_input input = ordinary();
+
+	input.left_bytes = input.data_bytes;
+	return input;
+}
+
+static struct policy_input after_round(unsigned round, uint64_t dirty_bytes)
+{
+	struct policy_input input = ordinary();
+
+	input.round = round;
+	input.round_ended = true;
+	input.dirty_bytes = dirty_bytes;
+	input.elapsed_ns = 1000 * MS;
+	return input;
+}
+
+static enum policy_action decide(const struct policy_input *input)
+{
+	struct policy_decision decision;
+
+	policy_decide(input, &decision);
+	cr_assert(strlen(decision.reason) > 0);
+	cr_assert(strlen(decision.code) > 0);
+	return decision.action;
+}
+
+TestSuite(policy, .timeout = 60);
+
+Test(policy, post_copy_switches_at_once_and_stop_and_copy_finishes_at_once)
+{
+	struct policy_input input = at_start();
+
+	input.mode = POLICY_POSTCOPY;
+	cr_assert_eq(decide(&input), POLICY_SWITCH);
+	input.mode = POLICY_STOP_AND_COPY;
+	input.limits.downtime_ns = 0;
+	cr_assert_eq(decide(&input), POLICY_FINISH);
+}
+
+Test(policy, modes_with_rounds_begin_with_a_round)
+{
+	struct policy_input input = at_start();
+	static const enum policy_mode modes[] = {POLICY_AUTO, POLICY_HYBRID, POLICY_PRECOPY};
+
+	for (unsigned i = 0; i < 3; i++) {
+		input.mode = modes[i];
+		cr_assert_eq(decide(&input), POLICY_CONTINUE, "%s", policy_mode_name(modes[i]));
+	}
+}
+
+Test(policy, auto_finishes_a_guest_that_hardly_writes)
+{
+	struct policy_input input = after_round(1, 100000);
+
+	input.dirty_rate = 1e5;
+	input.working_set = 1e6;
+	cr_assert_eq(decide(&input), POLICY_FINISH);
+}
+
+Test(policy, auto_switches_when_the_guest_writes_faster_than_the_link)
+{
+	struct policy_input input = after_round(3, 900 * MB);
+
+	input.dirty_rate = 50e9;
+	input.working_set = 900e6;
+	cr_assert_eq(decide(&input), POLICY_SWITCH);
+}
+
+Test(policy, nothing_switches_where_post_copy_is_forbidden)
+{
+	struct policy_input input = after_round(3, 900 * MB);
+	struct policy_decision decision;
+
+	input.dirty_rate = 50e9;
+	input.working_set = 900e6;
+	input.limits.no_postcopy = true;
+	policy_decide(&input, &decision);
+	cr_assert_eq(decision.action, POLICY_CONTINUE);
+	cr_assert(strstr(decision.reason, "needed"), "%s", decision.reason);
+	input.switch_requested = true;
+	cr_assert_neq(decide(&input), POLICY_SWITCH);
+	input.limits.max_rounds = 4;
+	policy_decide(&input, &decision);
+	cr_assert_eq(decision.action, POLICY_ABORT);
+	cr_assert(strstr(decision.reason, "needed"), "%s", decision.reason);
+}
+
+Test(policy, a_request_to_switch_is_followed_at_once)
+{
+	struct policy_input input = at_start();
+
+	input.switch_requested = true;
+	cr_assert_eq(decide(&input), POLICY_SWITCH);
+}
+
+Test(policy, pre_copy_that_does_not_converge_ends_as_its_limits_say)
+{
+	struct policy_input input = after_round(3, 900 * MB);
+
+	input.mode = POLICY_PRECOPY;
+	input.dirty_rate = 50e9;
+	input.working_set = 900e6;
+	cr_assert_eq(decide(&input), POLICY_CONTINUE);
+	input.limits.timeout_ns = 1000 * MS;
+	cr_assert_eq(decide(&input), POLICY_SWITCH);
+	input.limits.timeout_aborts = true;
+	cr_assert_eq(decide(&input), POLICY_ABORT);
+}
+
+Test(policy, throttling_grows_until_the_guest_is_slow_enough)
+{
+	struct policy_input input = after_round(1, 900 * MB);
+	struct policy_decision decision;
+	unsigned last = 0;
+
+	input.mode = POLICY_PRECOPY;
+	input.dirty_rate = 50e9;
+	input.working_set = 900e6;
+	input.limits.throttle = true;
+	input.can_throttle = true;
+	for (unsigned i = 0; i < 10 && last < 99; i++) {
+		policy_decide(&input, &decision);
+		cr_assert_eq(decision.action, POLICY_CONTINUE);
+		cr_assert_gt(decision.throttle, last);
+		last = input.throttle = decision.throttle;
+	}
+	cr_assert_eq(last, 99);
+}
+
+Test(policy, names_of_modes_are_parsed_back)
+{
+	enum policy_mode mode;
+
+	for (unsigned i = 0; i < POLICY_MODES; i++) {
+		cr_assert(policy_mode_parse(policy_mode_name((enum policy_mode)i), &mode));
+		cr_assert_eq(mode, i);
+	}
+	cr_assert_not(policy_mode_parse("sideways", &mode));
+}
