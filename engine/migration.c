@@ -172,12 +172,12 @@ int migration_check_address(const struct jaunt_options *options, struct address 
 			    bool listening, struct jaunt_error *error)
 {
 	int result = address_parse(address, options->peer, error);
+
+	if (result == 0)
+		result = address_resolve(address, error);
 	if (result < 0 || options->insecure)
 		return result;
-	result = address_is_loopback(address, error);
-	if (result < 0)
-		return result;
-	if (result == 0)
+	if (!address_is_loopback(address))
 		return error_set(error, EPERM, "insecure",
 				 "%s is beyond this host, and channels are not encrypted: whoever "
 				 "can read or change traffic on the way can read or change the "

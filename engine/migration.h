@@ -62,7 +62,8 @@ void migration_unblocked(struct jaunt_migration *migration);
 int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 		  enum jaunt_place place, const struct jaunt_error *error);
 
-/* Whether the peer address may be used: beyond loopback only with `insecure`. */
+/* Resolves the peer address, once for all that use it, and says whether it may be used: beyond
+ * loopback only with `insecure`. */
 int migration_check_address(const struct jaunt_options *options, struct address *address,
 			    bool listening, struct jaunt_error *error);
 

@@ -132,15 +132,20 @@ static bool is_loopback(const struct sockaddr_storage *address)
 	return IN6_IS_ADDR_LOOPBACK(in6);
 }
 
-int address_is_loopback(const struct address *address, struct jaunt_error *error)
+int address_resolve(struct address *address, struct jaunt_error *error)
 {
 	struct resolved resolved;
 
 	int result = resolve_address(&resolved, address, RESOLVE_TIMEOUT_MS, error);
-	if (result)
-		return result;
-	for (unsigned i = 0; i < resolved.count; i++)
-		if (!is_loopback(&resolved.entries[i].address))
-			return 0;
-	return 1;
+	if (result == 0)
+		address->resolved = resolved;
+	return result;
+}
+
+bool address_is_loopback(const struct address *address)
+{
+	for (unsigned i = 0; i < address->resolved.count; i++)
+		if (!is_loopback(&address->resolved.entries[i].address))
+			return false;
+	return address->resolved.count > 0;
 }

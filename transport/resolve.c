@@ -184,6 +184,10 @@ int resolve_address(struct resolved *out, const struct address *address, uint32_
 	char port[8];
 	int system_error = 0;
 
+	if (address->resolved.count) {
+		*out = address->resolved;
+		return 0;
+	}
 	snprintf(port, sizeof(port), "%u", address->port);
 	int result = look_up(address->host, port, AI_NUMERICHOST, &list);
 	if (result == EAI_NONAME)

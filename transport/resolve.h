@@ -9,19 +9,11 @@
 
 #include "transport/transport.h"
 
-#define RESOLVE_MAX        8     /* addresses of one host that are looked at */
 #define RESOLVE_TIMEOUT_MS 10000 /* for callers without a limit of their own */
 
-struct resolved {
-	unsigned count;
-	struct {
-		struct sockaddr_storage address;
-		socklen_t bytes;
-	} entries[RESOLVE_MAX];
-};
-
-/* In the order of the system's preference, without duplicates. ENOENT: no such host; EAGAIN: the
- * name service does not answer now; ETIMEDOUT; else of the system. Fills `error`. */
+/* What address_resolve() has kept, if it was called; else looks the host up. Without duplicates.
+ * ENOENT: no such host; EAGAIN: the name service does not answer now; ETIMEDOUT; else of the
+ * system. Fills `error`. */
 int resolve_address(struct resolved *out, const struct address *address, uint32_t timeout_ms,
 		    struct jaunt_error *error);
 

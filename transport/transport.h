@@ -38,25 +38,42 @@ struct listener;
 /* --- Addresses
  * ------------------------------------------------------------------------------------ */
 
-/* "tcp:HOST[:PORT]" or "tcp:[V6]:PORT", parsed and not yet resolved. */
+#define RESOLVE_MAX 8 /* addresses of one host that are looked at */
+
+/* What a host resolves to, in the order of the system's preference, with the port in each. */
+struct resolved {
+	unsigned count;
+	struct {
+		struct sockaddr_storage address;
+		socklen_t bytes;
+	} entries[RESOLVE_MAX];
+};
+
+/* "tcp:HOST[:PORT]" or "tcp:[V6]:PORT", parsed. */
 struct address {
 	char scheme[8];
 	char host[256];
 	uint16_t port; /* JAUNT_DEFAULT_PORT when none is given */
+	/* Of address_resolve(): all that connecting and listening then use. `count` 0: each looks
+	 * the host up for itself. */
+	struct resolved resolved;
 };
 
 int address_parse(struct address *address, const char *text, struct jaunt_error *error);
 /* "tcp:host:port", brackets round IPv6. */
 void address_format(const struct address *address, char *text, size_t room);
-/* 1 if every address that the host resolves to is a loopback address, else 0; -errno if it does not
- * resolve. Blocks up to 10 s. */
-int address_is_loopback(const struct address *address, struct jaunt_error *error);
+/* Looks the host up and keeps what it resolves to, so that what was checked is what is used: a name
+ * may mean something else a moment later. Blocks up to 10 s. Reason: "resolve". */
+int address_resolve(struct address *address, struct jaunt_error *error);
+/* Whether all that was resolved is loopback. */
+bool address_is_loopback(const struct address *address);
 
 /* --- Making channels
  * --------------------------------------------------------------------------------- */
 
-/* Tries every address of the host and blocks up to timeout_ms in all. Reasons: "bad-address",
- * "resolve", "connect-refused", "connect-timeout", "unreachable", "connect". */
+/* Tries every address of the host, which it looks up unless that was done, and blocks up to
+ * timeout_ms in all. Reasons: "bad-address", "resolve", "connect-refused", "connect-timeout",
+ * "unreachable", "connect". */
 int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
 		      struct jaunt_error *error);
 
