@@ -184,12 +184,38 @@ static int check_freeze(const Jaunt__Freeze *freeze, struct jaunt_error *error)
 {
 	if (freeze->n_dirty > CONTROL_RUNS_MAX)
 		return bad(error, "more than 65536 dirty runs");
+	if (freeze->n_unexposed > CONTROL_RUNS_MAX)
+		return bad(error, "more than 65536 runs that are not exposed any more");
 	for (size_t i = 0; i < freeze->n_dirty; i++) {
 		const Jaunt__Run *run = freeze->dirty[i];
 		if (run->region >= JAUNT_MAX_REGIONS)
 			return bad(error, "a dirty run in an impossible region");
 		if (!run->page_count || run->first_page > UINT64_MAX - run->page_count)
 			return bad(error, "an impossible dirty run");
+	}
+	for (size_t i = 0; i < freeze->n_unexposed; i++) {
+		const Jaunt__Run *run = freeze->unexposed[i];
+		if (run->region >= JAUNT_MAX_REGIONS || !run->page_count ||
+		    run->first_page > UINT64_MAX - run->page_count)
+			return bad(error, "an impossible run that is not exposed any more");
+	}
+	return 0;
+}
+
+static int check_exposed(const Jaunt__Exposed *exposed, struct jaunt_error *error)
+{
+	if (exposed->n_chunks > CONTROL_CHUNKS_MAX)
+		return bad(error, "more than 4096 chunks of exposed memory");
+	for (size_t i = 0; i < exposed->n_chunks; i++) {
+		const Jaunt__Chunk *chunk = exposed->chunks[i];
+		if (chunk->region >= JAUNT_MAX_REGIONS || !chunk->page_count ||
+		    chunk->first_page > UINT64_MAX - chunk->page_count)
+			return bad(error, "an impossible chunk of exposed memory");
+		/* As many bytes as pages of the largest size would have, to be safe from overflow.
+		 */
+		if (chunk->page_count > UINT64_MAX / FRAME_PAYLOAD_MAX ||
+		    chunk->address > UINT64_MAX - chunk->page_count * FRAME_PAYLOAD_MAX)
+			return bad(error, "a chunk of exposed memory beyond the address space");
 	}
 	return 0;
 }
@@ -225,6 +251,8 @@ static int check_message(const Jaunt__Control *message, struct jaunt_error *erro
 	}
 	case JAUNT__CONTROL__MESSAGE_FREEZE:
 		return check_freeze(message->freeze, error);
+	case JAUNT__CONTROL__MESSAGE_EXPOSED:
+		return check_exposed(message->exposed, error);
 	case JAUNT__CONTROL__MESSAGE_STATE:
 		if (message->state->bytes.len > CONTROL_STATE_CHUNK)
 			return bad(error, "more than 1 MiB of device state");
@@ -372,6 +400,8 @@ const char *control_name(const Jaunt__Control *message)
 		return "PONG";
 	case JAUNT__CONTROL__MESSAGE_SET_PUSH:
 		return "SET-PUSH";
+	case JAUNT__CONTROL__MESSAGE_EXPOSED:
+		return "EXPOSED";
 	case JAUNT__CONTROL__MESSAGE__NOT_SET:
 	default:
 		return "UNKNOWN";

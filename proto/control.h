@@ -20,7 +20,8 @@
 #define CONTROL_MESSAGE_MAX  (4u << 20)  /* bytes of one message */
 #define CONTROL_STATE_CHUNK  (1u << 20)  /* bytes of device state in one message */
 #define CONTROL_STATE_MAX    (64u << 20) /* bytes of device state in all */
-#define CONTROL_RUNS_MAX     65536u      /* dirty runs in one Freeze */
+#define CONTROL_RUNS_MAX     65536u      /* dirty, or unexposed, runs in one Freeze */
+#define CONTROL_CHUNKS_MAX   4096u       /* chunks in one Exposed */
 #define CONTROL_STRING_MAX   4096u       /* any string but a property's value */
 #define CONTROL_VALUE_MAX    65536u      /* a property's value */
 #define CONTROL_TEXTS_MAX    256u        /* features in one Hello, texts in one Refused */

@@ -50,7 +50,9 @@ enum frame_flag {
 	FRAME_FLAG_HOLE = 1 << 0,     /* ZERO: a hole in the source's file, not a page of zeros */
 	FRAME_FLAG_TOLD = 1 << 1,     /* GRANT: the target has been told all holes in this range */
 	FRAME_FLAG_ALL_ZERO = 1 << 2, /* DIGEST: every page of the range is zero */
-	FRAME_FLAGS_KNOWN = (1 << 3) - 1,
+	/* GRANT: the target may READ this range itself: say which pages are zero, and no more. */
+	FRAME_FLAG_DESCRIBE = 1 << 3,
+	FRAME_FLAGS_KNOWN = (1 << 4) - 1,
 };
 
 struct frame {

@@ -41,6 +41,20 @@ static void check_promises(const Jaunt__Control *message)
 			const Jaunt__Run *run = message->freeze->dirty[i];
 			FUZZ_CHECK(run->first_page + run->page_count > run->first_page);
 		}
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_FREEZE)
+		for (size_t i = 0; i < message->freeze->n_unexposed; i++) {
+			const Jaunt__Run *run = message->freeze->unexposed[i];
+			FUZZ_CHECK(run->region < JAUNT_MAX_REGIONS);
+			FUZZ_CHECK(run->first_page + run->page_count > run->first_page);
+		}
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_EXPOSED)
+		for (size_t i = 0; i < message->exposed->n_chunks; i++) {
+			const Jaunt__Chunk *chunk = message->exposed->chunks[i];
+			FUZZ_CHECK(chunk->region < JAUNT_MAX_REGIONS);
+			FUZZ_CHECK(chunk->first_page + chunk->page_count > chunk->first_page);
+			FUZZ_CHECK(chunk->address + chunk->page_count * (2u << 20) >=
+				   chunk->address);
+		}
 	if (message->message_case == JAUNT__CONTROL__MESSAGE_COMPLETE)
 		FUZZ_CHECK(message->complete->progress && message->complete->progress->blocked);
 }

@@ -470,6 +470,93 @@ Test(control, the_largest_freeze_fits_and_one_run_more_is_refused)
 	free(runs);
 }
 
+Test(control, runs_that_are_not_exposed_any_more_are_bounded_like_dirty_ones)
+{
+	const size_t room = CONTROL_RUNS_MAX + 1;
+	Jaunt__Run *runs = calloc(room, sizeof(*runs)),
+		   **pointers = calloc(room, sizeof(*pointers));
+	Jaunt__Control in = JAUNT__CONTROL__INIT, *out;
+	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
+	struct jaunt_error error = {0};
+
+	for (size_t i = 0; i < room; i++) {
+		jaunt__run__init(&runs[i]);
+		runs[i].region = JAUNT_MAX_REGIONS - 1;
+		runs[i].first_page = UINT64_C(1) << 63;
+		runs[i].page_count = (UINT64_C(1) << 63) - 1;
+		pointers[i] = &runs[i];
+	}
+	in.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
+	in.freeze = &freeze;
+	freeze.unexposed = freeze.dirty = pointers;
+	freeze.n_unexposed = freeze.n_dirty = CONTROL_RUNS_MAX;
+	cr_expect(accepted(&in), "as many of both as there can be fit into one message");
+	freeze.n_dirty = 0;
+	freeze.n_unexposed = CONTROL_RUNS_MAX + 1;
+	cr_expect(refused(&in));
+
+	freeze.n_unexposed = 2;
+	runs[1].page_count = UINT64_C(1) << 63;
+	cr_expect(refused(&in), "a run that overflows");
+	runs[1].page_count = 0;
+	cr_expect(refused(&in), "a run without pages");
+	runs[1].page_count = 5;
+	runs[1].region = JAUNT_MAX_REGIONS;
+	cr_expect(refused(&in), "a region that cannot be");
+	runs[1].region = 3;
+	cr_assert(eq(int, repack(&in, &out, &error), 1));
+	cr_assert(eq(sz, out->freeze->n_unexposed, 2));
+	cr_expect(eq(u32, out->freeze->unexposed[1]->region, 3));
+	cr_expect(eq(u64, out->freeze->unexposed[1]->page_count, 5));
+	control_free(out);
+	free(pointers);
+	free(runs);
+}
+
+Test(control, a_chunk_that_is_told_lies_in_the_address_space)
+{
+	static Jaunt__Chunk chunks[CONTROL_CHUNKS_MAX + 1];
+	static Jaunt__Chunk *pointers[CONTROL_CHUNKS_MAX + 1];
+	Jaunt__Control in = JAUNT__CONTROL__INIT, *out;
+	Jaunt__Exposed exposed = JAUNT__EXPOSED__INIT;
+	struct jaunt_error error = {0};
+
+	for (size_t i = 0; i <= CONTROL_CHUNKS_MAX; i++) {
+		jaunt__chunk__init(&chunks[i]);
+		chunks[i].region = JAUNT_MAX_REGIONS - 1;
+		chunks[i].first_page = UINT64_C(1) << 48;
+		chunks[i].page_count = 4096;
+		chunks[i].address = UINT64_C(0x7fff12345000);
+		chunks[i].key = UINT32_MAX;
+		pointers[i] = &chunks[i];
+	}
+	in.message_case = JAUNT__CONTROL__MESSAGE_EXPOSED;
+	in.exposed = &exposed;
+	exposed.chunks = pointers;
+	exposed.n_chunks = CONTROL_CHUNKS_MAX;
+	cr_assert(eq(int, repack(&in, &out, &error), 1));
+	cr_expect_str_eq(control_name(out), "EXPOSED");
+	cr_expect(eq(u64, out->exposed->chunks[7]->address, UINT64_C(0x7fff12345000)));
+	cr_expect(eq(u32, out->exposed->chunks[7]->key, UINT32_MAX));
+	control_free(out);
+	exposed.n_chunks = CONTROL_CHUNKS_MAX + 1;
+	cr_expect(refused(&in));
+
+	exposed.n_chunks = 2;
+	chunks[1].page_count = 0;
+	cr_expect(refused(&in), "a chunk without pages");
+	chunks[1].page_count = UINT64_MAX;
+	cr_expect(refused(&in), "pages that overflow");
+	chunks[1].first_page = 0;
+	cr_expect(refused(&in), "more bytes than there are addresses");
+	chunks[1].page_count = 4096;
+	chunks[1].address = UINT64_MAX - 4096;
+	cr_expect(refused(&in), "a chunk that ends beyond the address space");
+	chunks[1].address = 0;
+	chunks[1].region = JAUNT_MAX_REGIONS;
+	cr_expect(refused(&in), "a region that cannot be");
+}
+
 Test(control, a_chunk_of_state_is_bounded)
 {
 	static uint8_t state[CONTROL_STATE_CHUNK + 1];

@@ -121,6 +121,20 @@ Test(frame, flags_of_other_types_and_unknown_flags_are_refused)
 	cr_expect(eq(int, fault_of(zero), FRAME_BAD_FLAGS));
 	data.flags = FRAME_FLAG_HOLE;
 	cr_expect(eq(int, fault_of(data), FRAME_BAD_FLAGS));
+	data.flags = FRAME_FLAG_DESCRIBE;
+	cr_expect(eq(int, fault_of(data), FRAME_BAD_FLAGS));
+}
+
+Test(frame, a_grant_may_ask_for_a_description_of_what_is_told)
+{
+	struct frame grant = {.type = FRAME_GRANT, .page_count = 1};
+
+	grant.flags = FRAME_FLAG_DESCRIBE;
+	cr_expect(eq(int, fault_of(grant), FRAME_OK));
+	grant.flags = FRAME_FLAG_DESCRIBE | FRAME_FLAG_TOLD;
+	cr_expect(eq(int, fault_of(grant), FRAME_OK));
+	grant.flags = FRAME_FLAG_DESCRIBE | FRAME_FLAG_HOLE;
+	cr_expect(eq(int, fault_of(grant), FRAME_BAD_FLAGS));
 }
 
 Test(frame, a_range_without_pages_or_beyond_all_pages_is_refused)
