@@ -12,6 +12,7 @@
 #include "engine/target/install.h"
 #include "engine/target/pagemap.h"
 #include "engine/target/prefetch.h"
+#include "engine/target/reads.h"
 
 struct trace;
 
@@ -30,6 +31,7 @@ struct target_shared {
 	struct guestmem memory;
 	struct pagemap map;
 	struct install install;
+	struct reads reads; /* all zero where the transport cannot READ */
 	struct trace *trace;
 
 	pthread_mutex_t prefetch_mutex; /* guards prefetch, and `read` of the hints */

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * A region is divided into cells, and each cell names the chunk that was told last of those that
+ * touch it: 8 bytes for 16 MiB, in memory that the kernel provides when it is first written. A
+ * source makes its chunks so that none shares a cell with another; one that does otherwise merely
+ * has some of its pages fetched instead of READ.
+ *
+ * A chunk that was replaced or forgotten stays in memory until the end, for a thread that has just
+ * found it; what a peer may tell in all is bounded.
+ */
+#include "engine/target/reads.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/bits.h"
+
+struct reads_batch {
+	struct reads_batch *next;
+	struct reads_chunk chunks[];
+};
+
+static uint64_t cell_pages(const struct guest_region *region)
+{
+	return region->page_bytes < READS_CELL_BYTES ? READS_CELL_BYTES / region->page_bytes : 1;
+}
+
+int reads_open(struct reads *reads, const struct guestmem *memory)
+{
+	*reads = (struct reads){.memory = memory};
+	for (size_t i = 0; i < memory->region_count; i++) {
+		uint64_t pages = cell_pages(&memory->regions[i]);
+		uint64_t cells = round_up(memory->regions[i].pages, pages) / pages;
+		void *memory_of_cells =
+			mmap(NULL, cells * sizeof(*reads->cells[i]), PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (memory_of_cells == MAP_FAILED) {
+			reads_close(reads);
+			return -ENOMEM;
+		}
+		reads->cells[i] = memory_of_cells;
+		reads->cell_count[i] = cells;
+		/* Each cell told and told again after the pause, and some more. */
+		reads->chunks_max += 4 * cells;
+		reads->bytes += cells * sizeof(*reads->cells[i]);
+	}
+	return 0;
+}
+
+void reads_close(struct reads *reads)
+{
+	for (size_t i = 0; i < JAUNT_MAX_REGIONS; i++)
+		if (reads->cells[i])
+			munmap(reads->cells[i], reads->cell_count[i] * sizeof(*reads->cells[i]));
+	while (reads->batches) {
+		struct reads_batch *next = reads->batches->next;
+		free(reads->batches);
+		reads->batches = next;
+	}
+	*reads = (struct reads){0};
+}
+
+static bool run_exists(const struct reads *reads, size_t region, uint64_t first, uint64_t count)
+{
+	return reads->memory && region < reads->memory->region_count && count &&
+	       first < reads->memory->regions[region].pages &&
+	       count <= reads->memory->regions[region].pages - first;
+}
+
+static void publish(struct reads *reads, size_t region, const struct reads_chunk *chunk)
+{
+	uint64_t pages = cell_pages(&reads->memory->regions[region]);
+
+	for (uint64_t cell = chunk->first / pages; cell * pages < chunk->first + chunk->count;
+	     cell++)
+		atomic_store_explicit(&reads->cells[region][cell], chunk, memory_order_release);
+}
+
+int reads_tell(struct reads *reads, const size_t *regions, const struct reads_chunk *chunks,
+	       size_t count)
+{
+	if (!count)
+		return 0;
+	for (size_t i = 0; i < count; i++)
+		if (!run_exists(reads, regions[i], chunks[i].first, chunks[i].count))
+			return -EPROTO;
+	if (count > reads->chunks_max - reads->chunks)
+		return -EPROTO;
+	struct reads_batch *batch = malloc(sizeof(*batch) + count * sizeof(batch->chunks[0]));
+	if (!batch)
+		return -ENOMEM;
+	batch->next = reads->batches;
+	reads->batches = batch;
+	reads->chunks += count;
+	reads->bytes += count * sizeof(batch->chunks[0]);
+	for (size_t i = 0; i < count; i++) {
+		batch->chunks[i] = chunks[i];
+		publish(reads, regions[i], &batch->chunks[i]);
+	}
+	return 0;
+}
+
+static bool touches(const struct reads_chunk *chunk, uint64_t first, uint64_t count)
+{
+	return chunk && chunk->first < first + count && first < chunk->first + chunk->count;
+}
+
+/* The chunk is withdrawn as a whole, so it goes from all of its cells. */
+int reads_forget(struct reads *reads, size_t region, uint64_t first, uint64_t count)
+{
+	if (!run_exists(reads, region, first, count))
+		return -EPROTO;
+	uint64_t pages = cell_pages(&reads->memory->regions[region]);
+
+	for (uint64_t cell = first / pages; cell * pages < first + count; cell++) {
+		const struct reads_chunk *chunk = reads->cells[region][cell];
+		if (!touches(chunk, first, count))
+			continue;
+		for (uint64_t of = chunk->first / pages; of * pages < chunk->first + chunk->count;
+		     of++)
+			if (reads->cells[region][of] == chunk)
+				reads->cells[region][of] = NULL;
+	}
+	return 0;
+}
+
+bool reads_find(const struct reads *reads, size_t region, uint64_t page, uint64_t count,
+		struct reads_place *place)
+{
+	const struct guest_region *of;
+	const struct reads_chunk *chunk;
+
+	if (!reads->memory || !reads->cells[region])
+		return false;
+	of = &reads->memory->regions[region];
+	chunk = atomic_load_explicit(&reads->cells[region][page / cell_pages(of)],
+				     memory_order_acquire);
+	if (!chunk || page < chunk->first || page - chunk->first >= chunk->count)
+		return false;
+	uint64_t left = chunk->count - (page - chunk->first);
+	place->address = chunk->address + (page - chunk->first) * of->page_bytes;
+	place->key = chunk->key;
+	place->count = count < left ? count : left;
+	return true;
+}
