@@ -12,8 +12,8 @@
 #define LOOKAHEAD 24u
 /* A way that ends with a finish is preferred unless a switch is cheaper by more than this. */
 #define PREFERENCE 1.05
-/* Another round is not worth less than this. */
-#define ROUND_GAIN_NS 2e5
+/* And another round must pay this much. */
+#define ROUND_GAIN 1.01
 /* In the middle of a round only a clear gain, seen with some confidence, changes the plan. */
 #define CHANGE_GAIN       1.10
 #define CHANGE_CONFIDENCE 0.5
@@ -182,7 +182,7 @@ static enum policy_way choose(const struct policy_input *input,
 		if (ends_now((enum policy_way)i) && !input->round_ended && may_rounds(input))
 			cost = shaky ? cost + 1e18 : cost * CHANGE_GAIN;
 		if (!ends_now((enum policy_way)i))
-			cost += ROUND_GAIN_NS;
+			cost *= ROUND_GAIN;
 		if (best == POLICY_WAYS || cost < least) {
 			best = (enum policy_way)i;
 			least = cost;

@@ -121,8 +121,7 @@ static void fill(const struct predict *at, double downtime_ns, double wait_ns, d
 	out->stall_ns = at->stall_ns + downtime_ns + wait_ns;
 	/* COMPLETE, RELEASED. */
 	out->total_ns = at->total_ns + downtime_ns + push_ns + at->input->round_trip_ns;
-	out->cost_ns = out->stall_ns + at->input->limits.total_weight *
-					       (out->total_ns - (double)at->input->elapsed_ns);
+	out->cost_ns = out->stall_ns + at->input->limits.total_weight * out->total_ns;
 }
 
 void predict_finish(const struct predict *at, struct policy_prediction *out)
