@@ -275,6 +275,20 @@ int jaunt_migration_set_push(struct jaunt_migration *migration, bool push)
 	return 0;
 }
 
+void jaunt_migration_discarded(struct jaunt_migration *migration, size_t region,
+			       uint64_t first_page, uint64_t count)
+{
+	if (migration->side->changed)
+		migration->side->changed(migration, region, first_page, count, true);
+}
+
+void jaunt_migration_wrote(struct jaunt_migration *migration, size_t region, uint64_t first_page,
+			   uint64_t count)
+{
+	if (migration->side->changed)
+		migration->side->changed(migration, region, first_page, count, false);
+}
+
 void jaunt_migration_close(struct jaunt_migration *migration)
 {
 	if (migration)

@@ -24,6 +24,9 @@ struct side_ops {
 	void (*set_push)(struct jaunt_migration *migration, bool push);
 	/* Whether resume_fenced makes sense here; -errno with what to do instead. */
 	int (*check_resume)(struct jaunt_migration *migration, struct jaunt_error *error);
+	/* Optional. The driver reports that pages were written, or given back. Any thread. */
+	void (*changed)(struct jaunt_migration *migration, size_t region, uint64_t first,
+			uint64_t count, bool discarded);
 };
 
 struct jaunt_migration {

@@ -69,6 +69,11 @@ struct jaunt_description {
 	size_t region_count;
 };
 
+struct jaunt_migration;
+
+/* Tells of pages of a region, counted in pages of the region's own size. */
+typedef void jaunt_dirty_run(void *context, size_t region, uint64_t first_page, uint64_t count);
+
 /* What the engine needs of a VMM. Calls come from the thread in jaunt_migration_run(), one at a
  * time, in the order of the phases. Each returns 0 or -errno with `error` filled. */
 struct jaunt_vm_ops {
@@ -89,6 +94,30 @@ struct jaunt_vm_ops {
 	 * UFFDIO_API has not been called; the engine closes it. NULL: the view is in this process.
 	 */
 	int (*userfaultfd)(void *vm, struct jaunt_error *error);
+
+	/* Dirty tracking, for modes that copy memory while the VM runs. Optional, all three or
+	 * none: the engine can track from outside where the kernel has what that takes. */
+
+	/* From now on the driver notes every page that the guest writes. -ENOTSUP: this VM cannot.
+	 */
+	int (*track_start)(void *vm, struct jaunt_error *error);
+	/* Calls `emit` for every run of pages written since the start or the last collect, and
+	 * notes anew from here on: a write after the call of `emit` for its page is for the next
+	 * collect. The VM may run, or be paused. While it runs, a write may be told one collect
+	 * late. `emit` may be called from several threads at once. */
+	int (*track_collect)(void *vm, jaunt_dirty_run *emit, void *context,
+			     struct jaunt_error *error);
+	/* The VM runs at full speed again. */
+	void (*track_stop)(void *vm);
+
+	/* Optional. Whom to tell what no tracking sees: discards, with
+	 * jaunt_migration_discarded(), and the VMM's own writes to guest memory, with
+	 * jaunt_migration_wrote(). Called with NULL before the migration is closed: when that
+	 * returns nobody is being told any more. */
+	void (*report_to)(void *vm, struct jaunt_migration *migration);
+
+	/* Optional: holds every vCPU for that share of the time, 0 to 99 %; 0: no more. */
+	int (*throttle)(void *vm, unsigned percent, struct jaunt_error *error);
 };
 
 /* The target's side: builds the VM that the source describes. */
@@ -191,8 +220,6 @@ struct jaunt_status {
 /* --- One side of one migration -----------------------------------------------------------------
  */
 
-struct jaunt_migration;
-
 int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *ops, void *vm,
 		      const struct jaunt_options *options, struct jaunt_error *error);
 
@@ -221,6 +248,13 @@ int jaunt_migration_abandon(struct jaunt_migration *migration, struct jaunt_erro
 int jaunt_migration_resume_fenced(struct jaunt_migration *migration, struct jaunt_error *error);
 /* Turns the pushing of pages on or off, on either side, after COMMIT too. */
 int jaunt_migration_set_push(struct jaunt_migration *migration, bool push);
+/* The driver's report, from any thread while the migration is open, after it happened: the guest
+ * gave pages back, they are no longer in the memory file. At a target it means nothing. */
+void jaunt_migration_discarded(struct jaunt_migration *migration, size_t region,
+			       uint64_t first_page, uint64_t count);
+/* The same: the VMM itself wrote to guest memory, past the tracker. */
+void jaunt_migration_wrote(struct jaunt_migration *migration, size_t region, uint64_t first_page,
+			   uint64_t count);
 /* Target, with note_demanded: was this page of the region fetched because the guest touched it? */
 bool jaunt_migration_was_demanded(const struct jaunt_migration *migration, size_t region,
 				  uint64_t page);

@@ -5,14 +5,20 @@
 
 #include "engine/guestmem.h"
 #include "engine/session.h"
+#include "engine/source/dirty.h"
 
 struct trace;
 
 struct source_shared {
 	struct session session;
 	struct guestmem memory; /* does not change from FREEZE on */
-	struct trace *trace;    /* or NULL */
-	unsigned streams;       /* does not change once they are there */
+	/* What the target lacks, while a tracker runs: source_track(). Exists from then on. */
+	struct dirty dirty;
+	/* `dirty` exists and is being marked. Set before the first page is read (seq_cst), so that
+	 * whoever reports a change and sees it clear has changed what is read later. */
+	_Atomic bool tracking;
+	struct trace *trace; /* or NULL */
+	unsigned streams;    /* does not change once they are there */
 };
 
 /* Whether a frame of the target names pages that exist. */

@@ -236,6 +236,7 @@ static int end_here(struct source *source, enum jaunt_outcome outcome, struct ja
 	struct jaunt_error failed = {0};
 
 	source_disconnect(source);
+	source_untrack(source);
 	if (source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
@@ -437,6 +438,7 @@ static int source_run(struct jaunt_migration *migration, struct jaunt_error *err
 	session_set_owner(&source->shared.session, source->ring);
 	int outcome = move(source, error);
 	source_disconnect(source);
+	source_untrack(source);
 	if (source->linked)
 		link_close(&source->link);
 	session_set_owner(&source->shared.session, NULL);
@@ -498,6 +500,11 @@ static void source_close(struct jaunt_migration *migration)
 	struct source *source = (struct source *)migration;
 
 	source_disconnect(source);
+	if (source->ops->report_to)
+		source->ops->report_to(source->vm, NULL);
+	source_untrack(source);
+	tracker_close(source->tracker);
+	dirty_close(&source->shared.dirty);
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
 		free(source->serves[i]);
 	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
@@ -512,7 +519,8 @@ static const struct side_ops source_ops = {.run = source_run,
 					   .status = source_status,
 					   .close = source_close,
 					   .set_push = source_set_push,
-					   .check_resume = source_check_resume};
+					   .check_resume = source_check_resume,
+					   .changed = source_changed};
 
 int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *ops, void *vm,
 		      const struct jaunt_options *options, struct jaunt_error *error)
@@ -546,6 +554,8 @@ int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *o
 	source->base.status.pages.missing = source->shared.memory.pages;
 	snprintf(source->base.status.vm, sizeof(source->base.status.vm), "%s",
 		 source->description.name ? source->description.name : "");
+	if (ops->report_to)
+		ops->report_to(vm, &source->base);
 	*out = &source->base;
 	return 0;
 }

@@ -10,6 +10,7 @@
 #include "engine/source/pusher.h"
 #include "engine/source/serve.h"
 #include "engine/source/shared.h"
+#include "engine/source/tracker.h"
 
 #define SOURCE_SERVES_MAX  16u
 #define SOURCE_STREAMS_MAX 64u
@@ -31,6 +32,7 @@ struct source {
 	struct jaunt_description description;
 	struct source_shared shared;
 	bool memory_open;
+	struct tracker *tracker; /* NULL: not opened */
 	struct holes holes;
 	struct digester digester;
 	unsigned serve_count, stream_count;
@@ -54,5 +56,18 @@ uint64_t source_deadline(const struct source *source);
 int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
 /* Ends every thread and channel but the control link. */
 void source_disconnect(struct source *source);
+
+/* --- track.c: dirty tracking. Called by the thread in run()
+ * --------------------------------------------------------------------------------------------- */
+
+/* From when it returns every page that changes is marked in shared.dirty by the next
+ * source_collect(), or at once where the driver reports it. Nothing is dirty then. */
+int source_track(struct source *source, enum tracker_kind kind, struct jaunt_error *error);
+/* Marks what was written since. */
+int source_collect(struct source *source, struct jaunt_error *error);
+/* Ends tracking, if there is any: the guest is as fast as before. Marks stay. */
+void source_untrack(struct source *source);
+void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
+		    uint64_t count, bool discarded);
 
 #endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Dirty tracking as the source uses it: the tracker's reports and the driver's end up as marks in
+ * one bitmap.
+ *
+ * Order. Whoever changes memory past the tracker changes it first and reports it then. If the
+ * report finds `tracking` clear, the change came before source_track() set it, and the first round,
+ * which reads every page after that, reads it. If the report finds it set, the page is dirty. The
+ * tracker runs before `tracking` is set, the first round comes after both.
+ */
+#include <errno.h>
+
+#include "base/error.h"
+#include "engine/source/source.h"
+#include "engine/trace.h"
+
+int source_track(struct source *source, enum tracker_kind kind, struct jaunt_error *error)
+{
+	struct source_shared *shared = &source->shared;
+
+	if (!shared->dirty.region_count && dirty_open(&shared->dirty, &shared->memory) < 0)
+		return error_set(error, ENOMEM, "no-memory",
+				 "out of memory for the map of dirty pages");
+	if (!source->tracker) {
+		int result = tracker_open(&source->tracker, kind, source->ops, source->vm,
+					  &shared->memory, &shared->dirty, error);
+		if (result < 0)
+			return result;
+	}
+	int result = tracker_start(source->tracker, error);
+	if (result < 0)
+		return result;
+	atomic_store(&shared->tracking, true);
+	trace_event(source->base.lane, "tracking", "%s",
+		    tracker_kind_name(tracker_kind(source->tracker)));
+	return 0;
+}
+
+int source_collect(struct source *source, struct jaunt_error *error)
+{
+	return tracker_collect(source->tracker, error);
+}
+
+void source_untrack(struct source *source)
+{
+	/* A report that has seen it set may still be marking: the map stays until the source is
+	 * closed. */
+	if (!atomic_exchange(&source->shared.tracking, false))
+		return;
+	tracker_stop(source->tracker);
+}
+
+void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
+		    uint64_t count, bool discarded)
+{
+	struct source *source = (struct source *)migration;
+
+	(void)discarded; /* of use to whoever has registered the pages with a device */
+	if (atomic_load(&source->shared.tracking))
+		dirty_mark(&source->shared.dirty, region, first, count);
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which pages of guest memory were written while the VM runs: one interface for the driver's own
+ * tracking (ops->track_*) and for those that need nothing of a driver.
+ *
+ * tracker_start() → { tracker_collect() }* → tracker_stop(), any number of times. All of them are
+ * called from one thread, the source's.
+ *
+ * The promise: a page that was written after tracker_start() began is reported by a collect, at
+ * the latest by the one that begins after the vCPUs were stopped. What a collect reports is armed
+ * again before it is marked dirty, so bytes that are read behind the mark are as new as the mark,
+ * and a write after that is for the next collect. More may be reported than was written, never less.
+ *
+ * No tracker sees pages that are given back (a hole being punched), or writes that pass the VM's
+ * view: these the driver reports (jaunt_migration_discarded(), jaunt_migration_wrote()).
+ */
+#ifndef ENGINE_SOURCE_TRACKER_H
+#define ENGINE_SOURCE_TRACKER_H
+
+#include <stdbool.h>
+
+#include "engine/guestmem.h"
+#include "engine/source/dirty.h"
+#include "jaunt.h"
+
+enum tracker_kind {
+	TRACKER_AUTO,          /* the first of the following that this VM and host have */
+	TRACKER_DRIVER,        /* "driver": ops->track_* */
+	TRACKER_WRITE_PROTECT, /* "write-protect": asynchronous userfaultfd and PAGEMAP_SCAN */
+	TRACKER_SOFT_DIRTY,    /* "soft-dirty": /proc/PID/clear_refs and pagemap */
+};
+
+struct tracker;
+
+/* Finds out which one can be used and makes it ready; costs the guest nothing yet. `memory` and
+ * `dirty` must outlive it. */
+int tracker_open(struct tracker **out, enum tracker_kind kind, const struct jaunt_vm_ops *ops,
+		 void *vm, const struct guestmem *memory, struct dirty *dirty,
+		 struct jaunt_error *error);
+void tracker_close(struct tracker *tracker); /* stops it, too; NULL is fine */
+
+int tracker_start(struct tracker *tracker, struct jaunt_error *error);
+/* Marks in `dirty` what was written since the start or the last collect. */
+int tracker_collect(struct tracker *tracker, struct jaunt_error *error);
+/* The guest is as fast as before. Does nothing if it was not started. */
+void tracker_stop(struct tracker *tracker);
+
+/* What it is, never TRACKER_AUTO; its name as in options and messages. */
+enum tracker_kind tracker_kind(const struct tracker *tracker);
+const char *tracker_kind_name(enum tracker_kind kind);
+/* NULL is "auto". */
+bool tracker_kind_parse(const char *name, enum tracker_kind *kind);
+
+#endif
