@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 
 static const char *const point_names[INJECT_POINTS] = {
@@ -40,6 +41,9 @@ static const char *const point_names[INJECT_POINTS] = {
 	[INJECT_KILL_BEFORE_COMMIT] = "side.kill.before-commit",
 	[INJECT_KILL_AFTER_COMMIT] = "side.kill.after-commit",
 	[INJECT_KILL_POSTCOPY] = "side.kill.postcopy",
+	[INJECT_HOLD_PREPARE] = "side.hold.prepare",
+	[INJECT_HOLD_SWITCHOVER] = "side.hold.switchover",
+	[INJECT_HOLD_BEFORE_COMMIT] = "side.hold.before-commit",
 };
 
 static const char *const key_names[INJECT_KEYS] = {
@@ -236,6 +240,14 @@ void inject_delay(enum inject_point point)
 				.tv_nsec = (long)(delay_us % 1000000) * 1000};
 	while (nanosleep(&left, &left) && errno == EINTR)
 		;
+}
+
+uint64_t inject_hold_until_ns(enum inject_point point)
+{
+	if (!inject_fires(point))
+		return 0;
+	uint64_t delay_us = slots[point].keys[INJECT_DELAY_US];
+	return delay_us ? clock_ns() + delay_us * 1000 : UINT64_MAX;
 }
 
 #else

@@ -13,7 +13,7 @@
  *     nth=N       the first pass to fire on (without it: 1, or `every`)
  *     every=N     from then on, every N-th pass, for ever unless `count` says otherwise
  *     count=N     how often it fires in all
- *     delay_us=N  how long a delay lasts
+ *     delay_us=N  how long a delay lasts; a hold lasts for ever without it
  *     seed=N      where a choice is made (which byte), it follows from this and the pass
  *
  * A name may be preceded by the side it is meant for, "source." or "target.", of which a process
@@ -43,6 +43,9 @@ enum inject_point {
 	INJECT_KILL_BEFORE_COMMIT,
 	INJECT_KILL_AFTER_COMMIT,
 	INJECT_KILL_POSTCOPY,
+	INJECT_HOLD_PREPARE,    /* source: everything is connected, and it does not pause the VM */
+	INJECT_HOLD_SWITCHOVER, /* the state is saved and not sent, or has come and is not loaded */
+	INJECT_HOLD_BEFORE_COMMIT, /* source: LOADED was heard */
 	INJECT_POINTS,
 };
 
@@ -82,6 +85,9 @@ uint64_t inject_random(enum inject_point point);
 /* A pass of a point of those kinds, and what it says. */
 void inject_kill(enum inject_point point);
 void inject_delay(enum inject_point point);
+/* Until when (CLOCK_MONOTONIC) to wait there for whatever else may end the phase, UINT64_MAX: for
+ * nothing but that. 0: it does not fire. */
+uint64_t inject_hold_until_ns(enum inject_point point);
 
 #else
 
@@ -131,6 +137,11 @@ static inline void inject_kill(enum inject_point point)
 static inline void inject_delay(enum inject_point point)
 {
 	(void)point;
+}
+static inline uint64_t inject_hold_until_ns(enum inject_point point)
+{
+	(void)point;
+	return 0;
 }
 
 #endif

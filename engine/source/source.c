@@ -73,6 +73,25 @@ static int send_state(struct source *source, const uint8_t *state, size_t bytes)
 	return result;
 }
 
+/* Fault injection: stays in the phase, hearing all that may end it. */
+static int hold(struct source *source, enum inject_point point, struct jaunt_error *error)
+{
+	uint64_t until = inject_hold_until_ns(point);
+	Jaunt__Control *message;
+
+	if (!until)
+		return 0;
+	int result = source_next(source, until, &message, error);
+	if (result == 1) {
+		result = source_unexpected(message, error);
+		control_free(message);
+	} else if (error->code == ETIMEDOUT && clock_ns() >= until) {
+		error_clear(error);
+		result = 0;
+	}
+	return result;
+}
+
 static int pause_and_save(struct source *source, struct jaunt_error *error)
 {
 	void *state = NULL;
@@ -93,10 +112,14 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 				 "the VM's device state has %zu bytes; at most %u can be sent",
 				 bytes, CONTROL_STATE_MAX);
 	}
-	atomic_store(&source->shared.session.epoch, 1);
-	int result = send_state(source, state, bytes);
+	int result = hold(source, INJECT_HOLD_SWITCHOVER, error);
+	if (result == 0) {
+		atomic_store(&source->shared.session.epoch, 1);
+		if (send_state(source, state, bytes) < 0)
+			result = link_why(&source->link, error);
+	}
 	free(state);
-	return result < 0 ? link_why(&source->link, error) : 0;
+	return result;
 }
 
 static int await_loaded(struct source *source, struct jaunt_error *error)
@@ -160,7 +183,9 @@ static int switch_over(struct source *source, struct jaunt_error *error)
 
 	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
 	if ((result = pause_and_save(source, error)) < 0 ||
-	    (result = await_loaded(source, error)) < 0 || (result = commit(source, error)) < 0)
+	    (result = await_loaded(source, error)) < 0 ||
+	    (result = hold(source, INJECT_HOLD_BEFORE_COMMIT, error)) < 0 ||
+	    (result = commit(source, error)) < 0)
 		return result;
 	return 0;
 }
@@ -419,6 +444,8 @@ static int move(struct source *source, struct jaunt_error *error)
 	}
 	inject_kill(INJECT_KILL_PREPARE);
 	tamper_prepare(&source->shared.memory);
+	if (hold(source, INJECT_HOLD_PREPARE, error) < 0)
+		return give_up(source, error);
 	if (switch_over(source, error) < 0)
 		return give_up(source, error);
 	return serve_until_complete(source, error);

@@ -46,6 +46,25 @@ static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jau
 	return 0;
 }
 
+/* Fault injection: stays where it is, hearing all that may end it. */
+static int hold(struct target *target, enum inject_point point, struct jaunt_error *error)
+{
+	uint64_t until = inject_hold_until_ns(point);
+	Jaunt__Control *message;
+
+	if (!until)
+		return 0;
+	int result = target_next(target, until, &message, error);
+	if (result == 1) {
+		result = target_unexpected(message, error);
+		control_free(message);
+	} else if (error->code == ETIMEDOUT && clock_ns() >= until) {
+		error_clear(error);
+		result = 0;
+	}
+	return result;
+}
+
 /* Everything up to a loaded VM. */
 int target_receive_state(struct target *target, struct jaunt_error *error)
 {
@@ -74,6 +93,8 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 		if (result < 0)
 			return result;
 	}
+	if (hold(target, INJECT_HOLD_SWITCHOVER, error) < 0)
+		return -error->code;
 	uint64_t before = clock_ns();
 	int result =
 		target->factory->ops->load(target->vm, target->state, target->state_bytes, error);

@@ -4,12 +4,10 @@
 That no migration of the other tests shows an error means something only because of these.
 """
 
-import os
-import unittest
-
 import cases
 import migrating
 import recovery
+from interrupted import Interrupted, busy, slow
 from migrating import DONE, FAILED, INCOMPLETE, UNKNOWN
 
 # Some pages in the middle of a working set that is nearly all of memory: the guest looks at all of
@@ -29,40 +27,6 @@ ALWAYS = {
     "tear": "source.data.tear:every=1",
     "stale": "source.data.stale:every=1",
 }
-
-
-def busy(**settings):
-    return cases.Case(**{"workload": "random", "working_set": 90, "check": 1,
-                         **recovery.backing(), **settings})
-
-
-def slow():
-    """Asks for so few pages a second that most are still missing when something happens."""
-    return busy(push="off", rate=3000, check=0)
-
-
-class Interrupted(unittest.TestCase):
-    def setUp(self):
-        if os.environ.get("JAUNT_TEST_INJECT") != "1":
-            self.skipTest("built without the points of fault injection (-Dinject=true)")
-        self.site = migrating.Site()
-        self.addCleanup(self.site.__exit__, None, None, None)
-
-    def run(self, result=None):
-        """With all that the commands said, where a test fails."""
-        def told(method):
-            def wrapped():
-                try:
-                    method()
-                except AssertionError as failure:
-                    raise AssertionError(f"{failure}\n{self.site.transcript()}") from failure
-            return wrapped
-        setattr(self, self._testMethodName, told(getattr(self, self._testMethodName)))
-        return super().run(result)
-
-    def begin(self, case, source=None, target=None, **how):
-        return recovery.begin(self.site, case, {"JAUNT_INJECT": source} if source else None,
-                              {"JAUNT_INJECT": target} if target else None, **how)
 
 
 class Corruption(Interrupted):

@@ -92,6 +92,18 @@ Test(inject, a_point_for_the_other_side_never_fires)
 	cr_assert_eq(pattern(INJECT_CHANNEL_CUT), 0xffff);
 }
 
+Test(inject, a_hold_ends_at_its_time_or_never)
+{
+	configure("side.hold.prepare:nth=2;side.hold.switchover:delay_us=1000000");
+	cr_assert_eq(inject_hold_until_ns(INJECT_HOLD_PREPARE), 0);
+	cr_assert_eq(inject_hold_until_ns(INJECT_HOLD_PREPARE), UINT64_MAX);
+	cr_assert_eq(inject_hold_until_ns(INJECT_HOLD_PREPARE), 0);
+	uint64_t before = clock_ns(), until = inject_hold_until_ns(INJECT_HOLD_SWITCHOVER);
+	cr_assert_geq(until, before + 1000000000);
+	cr_assert_leq(until, clock_ns() + 1000000000);
+	cr_assert_eq(inject_hold_until_ns(INJECT_HOLD_BEFORE_COMMIT), 0);
+}
+
 Test(inject, an_unknown_point_is_refused_with_the_known_ones)
 {
 	struct jaunt_error error = {0};
