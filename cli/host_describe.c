@@ -28,6 +28,7 @@ static const char *state_word(const struct host *host, const struct jaunt_status
 	case JAUNT_PHASE_WAITING:
 		return job_outgoing(host->job) ? "running" : "waiting";
 	case JAUNT_PHASE_PREPARING:
+	case JAUNT_PHASE_PRECOPY:
 		return job_outgoing(host->job) ? "running" : "arriving";
 	case JAUNT_PHASE_SWITCHOVER:
 		return "paused";

@@ -75,7 +75,7 @@ static int take_options(const json_t *request, struct jaunt_options *options,
 	if (options->streams > 64)
 		return error_set(error, EINVAL, "bad-streams",
 				 "the number of streams is from 1 to 64");
-	return 0;
+	return jaunt_options_check(options, error);
 }
 
 static void migrate(struct host *host, struct server_client *client, const json_t *request)

@@ -53,8 +53,8 @@ struct follower {
 };
 
 static const struct argp_option migrate_options[] = {
-	{"mode", COMMAND_KEY_MODE, "MODE", 0, "post-copy, the only one yet (default: post-copy)",
-	 0},
+	{"mode", COMMAND_KEY_MODE, "MODE", 0,
+	 "stop-and-copy, pre-copy, post-copy or hybrid (default: post-copy)", 0},
 	{"push", COMMAND_KEY_PUSH, "on|off", 0,
 	 "Stream what is missing in the background; off: only what the guest asks for, so it never "
 	 "ends by itself (default: on)",
@@ -90,10 +90,6 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 
 	switch (key) {
 	case COMMAND_KEY_MODE:
-		if (strcmp(argument, "post-copy") != 0)
-			command_usage(state,
-				      "there is no mode \"%s\"; post-copy is the only one yet",
-				      argument);
 		options->mode = argument;
 		break;
 	case COMMAND_KEY_PUSH:

@@ -20,6 +20,8 @@ const char *progress_phase_words(enum jaunt_phase phase)
 		return "waiting for a VM";
 	case JAUNT_PHASE_PREPARING:
 		return "preparing, the VM runs at the source";
+	case JAUNT_PHASE_PRECOPY:
+		return "runs at the source, memory is copied";
 	case JAUNT_PHASE_SWITCHOVER:
 		return "switching over";
 	case JAUNT_PHASE_POSTCOPY:

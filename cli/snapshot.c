@@ -46,6 +46,7 @@ static const struct field fields[] = {
 	COUNT("pages", "missing", pages.missing),
 	COUNT("pages", "zero", pages.zero),
 	COUNT("pages", "hole", pages.hole),
+	COUNT("pages", "copied", pages.copied),
 	COUNT("pages", "pushed", pages.pushed),
 	COUNT("pages", "demanded", pages.demanded),
 	COUNT("pages", "duplicate", pages.duplicate),

@@ -12,6 +12,10 @@
 #include "engine/trace.h"
 #include "engine/worker.h"
 
+#define DOWNTIME_LIMIT_MS     300
+#define DOWNTIME_LIMIT_MAX_MS 3600000u
+#define STALL_WEIGHT          100
+
 void jaunt_options_init(struct jaunt_options *options)
 {
 	memset(options, 0, sizeof(*options));
@@ -20,6 +24,15 @@ void jaunt_options_init(struct jaunt_options *options)
 	options->fault_threads = 1;
 	options->connect_timeout_ms = 5000;
 	options->peer_timeout_ms = 10000;
+	options->downtime_limit_ms = DOWNTIME_LIMIT_MS;
+	options->stall_weight = STALL_WEIGHT;
+}
+
+static const char *const modes[] = {"post-copy", "stop-and-copy", "pre-copy", "hybrid", "auto"};
+
+bool migration_has_rounds(const char *mode)
+{
+	return strcmp(mode, "post-copy") != 0 && strcmp(mode, "stop-and-copy") != 0;
 }
 
 const char *jaunt_version(void)
@@ -34,7 +47,8 @@ const char *jaunt_phase_name(enum jaunt_phase phase)
 		[JAUNT_PHASE_PREPARING] = "preparing", [JAUNT_PHASE_SWITCHOVER] = "switchover",
 		[JAUNT_PHASE_POSTCOPY] = "post-copy",  [JAUNT_PHASE_BLOCKED] = "blocked",
 		[JAUNT_PHASE_IN_DOUBT] = "in-doubt",   [JAUNT_PHASE_COMPLETED] = "completed",
-		[JAUNT_PHASE_CANCELLED] = "cancelled", [JAUNT_PHASE_FAILED] = "failed",
+		[JAUNT_PHASE_PRECOPY] = "pre-copy",    [JAUNT_PHASE_CANCELLED] = "cancelled",
+		[JAUNT_PHASE_FAILED] = "failed",
 	};
 	return (unsigned)phase < sizeof(names) / sizeof(names[0]) ? names[phase] : "unknown";
 }
@@ -48,7 +62,53 @@ const char *jaunt_place_name(enum jaunt_place place)
 	return (unsigned)place < sizeof(names) / sizeof(names[0]) ? names[place] : "unknown";
 }
 
-static int check_options(const struct jaunt_options *options, struct jaunt_error *error)
+/* What a mode cannot keep, and limits that say nothing. */
+static int check_mode(const struct jaunt_options *options, struct jaunt_error *error)
+{
+	const char *mode = options->mode ? options->mode : modes[0];
+	const char *wrong = NULL;
+	size_t known = 0;
+
+	while (known < sizeof(modes) / sizeof(modes[0]) && strcmp(modes[known], mode) != 0)
+		known++;
+	if (known == sizeof(modes) / sizeof(modes[0]))
+		return error_set(error, EINVAL, "bad-option",
+				 "unknown mode \"%s\": there are stop-and-copy, pre-copy, "
+				 "post-copy, hybrid and auto",
+				 mode);
+	bool runs_short = strcmp(mode, "post-copy") == 0 || strcmp(mode, "hybrid") == 0;
+	bool slows = strcmp(mode, "pre-copy") == 0 || strcmp(mode, "auto") == 0;
+	if (options->no_post_copy && runs_short)
+		wrong = "runs the VM with pages missing, which no-post-copy forbids";
+	else if (!options->push && !runs_short)
+		wrong = "needs the push, which is turned off: nothing else would complete the "
+			"memory";
+	else if (options->throttle && !slows)
+		wrong = "does not wait for the VM to write less: there is nothing to throttle";
+	else if (!migration_has_rounds(mode) && options->max_rounds)
+		wrong = "has no rounds, so there is nothing to limit the number of";
+	else if (!migration_has_rounds(mode) && options->timeout_ms)
+		wrong = "has no rounds, so there is nothing to end after a time";
+	else if (!migration_has_rounds(mode) && options->tracker)
+		wrong = "has no rounds, so it tracks no writes";
+	if (wrong)
+		return error_set(error, EINVAL, "bad-option", "mode %s %s", mode, wrong);
+	if (options->downtime_limit_ms > DOWNTIME_LIMIT_MAX_MS)
+		return error_set(error, EINVAL, "bad-option",
+				 "a limit of the downtime of %u ms: it can be 1 ms to an hour",
+				 options->downtime_limit_ms);
+	if (options->total_limit_ms && options->total_limit_ms < options->downtime_limit_ms)
+		return error_set(error, EINVAL, "bad-option",
+				 "a limit of the total time (%u ms) below that of the downtime "
+				 "(%u ms)",
+				 options->total_limit_ms, options->downtime_limit_ms);
+	if (!(options->stall_weight >= 0 && options->stall_weight <= 1e6))
+		return error_set(error, EINVAL, "bad-option",
+				 "the weight of stalls is from 0 to 1000000");
+	return 0;
+}
+
+int jaunt_options_check(const struct jaunt_options *options, struct jaunt_error *error)
 {
 	if (!options->peer)
 		return error_set(error, EINVAL, "bad-option", "no peer address was given");
@@ -58,18 +118,14 @@ static int check_options(const struct jaunt_options *options, struct jaunt_error
 	if (options->fault_threads > 16)
 		return error_set(error, EINVAL, "bad-option",
 				 "%u fault threads: there can be 1 to 16", options->fault_threads);
-	if (options->mode && strcmp(options->mode, "post-copy") != 0)
-		return error_set(error, EINVAL, "bad-option",
-				 "unknown mode \"%s\": this version knows post-copy",
-				 options->mode);
-	return 0;
+	return check_mode(options, error);
 }
 
 int migration_init(struct jaunt_migration *migration, const struct side_ops *side,
 		   struct session *session, const struct jaunt_options *options,
 		   struct jaunt_error *error)
 {
-	int result = check_options(options, error);
+	int result = jaunt_options_check(options, error);
 	if (result == 0)
 		result = inject_init(error);
 	if (result == 0)
@@ -80,7 +136,19 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 	migration->session = session;
 	migration->options = *options;
 	migration->options.peer = strdup(options->peer);
-	migration->options.mode = "post-copy";
+	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++)
+		if (!options->mode || strcmp(options->mode, modes[i]) == 0) {
+			migration->options.mode = modes[i];
+			break;
+		}
+	if (options->tracker)
+		migration->options.tracker = strdup(options->tracker);
+	if (!migration->options.downtime_limit_ms)
+		migration->options.downtime_limit_ms = DOWNTIME_LIMIT_MS;
+	if (migration->options.stall_weight == 0)
+		migration->options.stall_weight = STALL_WEIGHT;
+	atomic_store(&migration->bandwidth, options->bandwidth_bytes_per_s);
+	atomic_store(&migration->downtime_limit_ms, migration->options.downtime_limit_ms);
 	migration->options.trace_path = NULL; /* opened already */
 	if (!migration->options.fault_threads)
 		migration->options.fault_threads = 1;
@@ -102,6 +170,7 @@ void migration_fini(struct jaunt_migration *migration)
 {
 	trace_close(migration->trace, NULL);
 	free((char *)migration->options.peer);
+	free((char *)migration->options.tracker);
 	pthread_mutex_destroy(&migration->mutex);
 }
 
@@ -264,6 +333,49 @@ int jaunt_migration_resume_fenced(struct jaunt_migration *migration, struct jaun
 	if (result < 0)
 		return result;
 	atomic_store(&migration->resume_fenced, true);
+	session_wake(migration->session);
+	return 0;
+}
+
+int jaunt_migration_switch(struct jaunt_migration *migration, struct jaunt_error *error)
+{
+	pthread_mutex_lock(&migration->mutex);
+	enum jaunt_phase phase = migration->status.phase;
+	bool early = phase == JAUNT_PHASE_IDLE || phase == JAUNT_PHASE_PREPARING ||
+		     phase == JAUNT_PHASE_PRECOPY;
+	pthread_mutex_unlock(&migration->mutex);
+	if (!migration->side->set_bandwidth)
+		return error_set(error, EINVAL, "not-source",
+				 "only the source can say when to switch: ask there");
+	if (!migration_has_rounds(migration->options.mode))
+		return error_set(error, EINVAL, "no-rounds",
+				 "mode %s switches by itself, as soon as it can",
+				 migration->options.mode);
+	if (!early)
+		return error_set(error, EINVAL, "not-in-rounds",
+				 "there is nothing to switch: the migration is at \"%s\"",
+				 jaunt_phase_name(phase));
+	atomic_store(&migration->switch_wanted, true);
+	session_wake(migration->session);
+	return 0;
+}
+
+int jaunt_migration_set_bandwidth(struct jaunt_migration *migration, uint64_t bytes_per_s)
+{
+	if (!migration->side->set_bandwidth)
+		return -EINVAL; /* the source sends, so it limits */
+	atomic_store(&migration->bandwidth, bytes_per_s);
+	pthread_mutex_lock(&migration->mutex);
+	migration->side->set_bandwidth(migration);
+	pthread_mutex_unlock(&migration->mutex);
+	return 0;
+}
+
+int jaunt_migration_set_downtime_limit(struct jaunt_migration *migration, uint32_t limit_ms)
+{
+	if (!migration->side->set_bandwidth || !limit_ms || limit_ms > DOWNTIME_LIMIT_MAX_MS)
+		return -EINVAL;
+	atomic_store(&migration->downtime_limit_ms, limit_ms);
 	session_wake(migration->session);
 	return 0;
 }

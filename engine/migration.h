@@ -22,6 +22,9 @@ struct side_ops {
 	void (*status)(struct jaunt_migration *migration, struct jaunt_status *status);
 	void (*close)(struct jaunt_migration *migration);
 	void (*set_push)(struct jaunt_migration *migration, bool push);
+	/* The limit of the streams has changed. Any thread, with the mutex held. The source's; NULL
+	 * at the target, which sends nothing worth a limit. */
+	void (*set_bandwidth)(struct jaunt_migration *migration);
 	/* Whether resume_fenced makes sense here; -errno with what to do instead. */
 	int (*check_resume)(struct jaunt_migration *migration, struct jaunt_error *error);
 	/* Optional. The driver reports that pages were written, or given back. Any thread. */
@@ -47,6 +50,9 @@ struct jaunt_migration {
 	_Atomic bool abandon;
 	_Atomic bool resume_fenced;
 	_Atomic int set_push; /* -1: no wish, else 0 or 1 */
+	_Atomic bool switch_wanted;
+	_Atomic uint64_t bandwidth; /* bytes per second, 0: no limit */
+	_Atomic uint32_t downtime_limit_ms;
 };
 
 /* The side allocates the struct (zeroed). Copies the options, opens the trace. */
@@ -61,6 +67,8 @@ void migration_place(struct jaunt_migration *migration, enum jaunt_place place);
 void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why);
 /* They arrive again. */
 void migration_unblocked(struct jaunt_migration *migration);
+/* Whether the mode copies memory while the VM still runs at the source. */
+bool migration_has_rounds(const char *mode);
 /* The outcome is final: sets phase, place and reason, and returns `outcome`. */
 int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 		  enum jaunt_place place, const struct jaunt_error *error);

@@ -134,16 +134,30 @@ struct jaunt_vm_factory {
 
 /* --- Options ---------------------------------------------------------------------------------- */
 
+enum jaunt_timeout_action { JAUNT_TIMEOUT_SWITCH, JAUNT_TIMEOUT_ABORT };
+
 struct jaunt_options {
 	const char *peer; /* "tcp:HOST[:PORT]", IPv6 in brackets: to connect to, or to listen on */
-	const char *mode; /* source: NULL or "post-copy" */
-	bool push;        /* source: stream missing pages in the background */
-	unsigned streams; /* source: 1 to 64 */
+	/* source: "stop-and-copy", "pre-copy", "post-copy", "hybrid" or "auto"; NULL: "post-copy"
+	 */
+	const char *mode;
+	bool push;                      /* source: stream missing pages in the background */
+	unsigned streams;               /* source: 1 to 64 */
 	unsigned fault_threads;         /* target: 1 to 16, 0: one */
 	uint64_t bandwidth_bytes_per_s; /* source: limit of the streams, 0: none */
-	bool verify;            /* source: check a digest of every page before the guest sees it */
-	bool dry_run;           /* source: stop after the target has agreed */
-	bool insecure;          /* allow addresses beyond loopback */
+	bool verify;   /* source: check a digest of every page before the guest sees it */
+	bool dry_run;  /* source: stop after the target has agreed */
+	bool insecure; /* allow addresses beyond loopback */
+	/* The limits of what is decided while the VM still runs at the source. */
+	uint32_t downtime_limit_ms; /* of modes that switch by it, 0: 300 */
+	uint32_t total_limit_ms;    /* of all of it, a wish; 0: none */
+	unsigned max_rounds;        /* of pre-copy, 0: no limit of their number */
+	uint32_t timeout_ms;        /* until the switch; then timeout_action; 0: none */
+	enum jaunt_timeout_action timeout_action;
+	bool no_post_copy;      /* the VM never runs with pages missing */
+	double stall_weight;    /* auto: a second of stall is worth so many of total time, 0: 100 */
+	bool throttle;          /* pre-copy: slow the vCPUs down when it does not converge */
+	const char *tracker;    /* of written pages, by name; NULL: the best there is */
 	const char *trace_path; /* JSON lines of every fault, grant and decision; NULL: none */
 	bool note_demanded;     /* target: remember which pages were demanded, one bit a page */
 	uint32_t connect_timeout_ms; /* 0: 5000 */
@@ -154,6 +168,9 @@ struct jaunt_options {
 };
 
 void jaunt_options_init(struct jaunt_options *options);
+/* Whether they make sense, by themselves and together; else -EINVAL, reason "bad-option". Opening
+ * a side checks it, too. */
+int jaunt_options_check(const struct jaunt_options *options, struct jaunt_error *error);
 
 /* --- What is happening, and what happened ----------------------------------------------------- */
 
@@ -161,6 +178,7 @@ enum jaunt_phase {
 	JAUNT_PHASE_IDLE,
 	JAUNT_PHASE_WAITING,    /* target: listening */
 	JAUNT_PHASE_PREPARING,  /* connecting, checking, reserving; the VM runs at the source */
+	JAUNT_PHASE_PRECOPY,    /* its memory is copied while the VM runs at the source */
 	JAUNT_PHASE_SWITCHOVER, /* paused at the source, not yet running at the target */
 	JAUNT_PHASE_POSTCOPY,   /* committed; runs at the target, pages are missing */
 	JAUNT_PHASE_BLOCKED,    /* committed, but missing pages do not arrive; see reason */
@@ -190,7 +208,8 @@ struct jaunt_percentiles {
 struct jaunt_pages {
 	uint64_t total, missing;
 	uint64_t zero, hole, pushed, demanded; /* pages installed, by what brought them */
-	uint64_t duplicate;                    /* arrived when already claimed or present */
+	uint64_t copied;    /* brought before the switch, and not written since */
+	uint64_t duplicate; /* arrived when already claimed or present */
 	uint64_t discarded; /* faults on present pages that the guest gave back */
 };
 
@@ -208,6 +227,13 @@ struct jaunt_status {
 	double downtime_us; /* last guest instruction there → first entry here; 0: not yet known */
 	double downtime_floor_us; /* source: save + restore + 2 round trips, measured in this run */
 	struct jaunt_pages pages;
+	/* Source, while rounds are sent; the last of each stay. */
+	unsigned round;               /* from 0 on */
+	uint64_t remaining_bytes;     /* known to be dirty and not sent */
+	double dirty_bytes_per_s;     /* what the VM writes, each page counted once a look */
+	double bandwidth_bytes_per_s; /* achieved by the streams together */
+	double predicted_downtime_ms; /* if it were switched now; 0: not known */
+	char decision[160];           /* what was decided last, and why */
 	uint64_t wire_bytes, payload_bytes;
 	double throughput_bytes_per_s; /* of payload, since the switch */
 	uint64_t verified_pages, mismatched_pages;
@@ -255,6 +281,13 @@ void jaunt_migration_discarded(struct jaunt_migration *migration, size_t region,
 /* The same: the VMM itself wrote to guest memory, past the tracker. */
 void jaunt_migration_wrote(struct jaunt_migration *migration, size_t region, uint64_t first_page,
 			   uint64_t count);
+/* Source, in rounds: switches as soon as what is under way has arrived. -EBUSY: there is nothing to
+ * switch, with the reason in `error`. */
+int jaunt_migration_switch(struct jaunt_migration *migration, struct jaunt_error *error);
+/* Source: the limit of the streams, 0: none; after COMMIT too. */
+int jaunt_migration_set_bandwidth(struct jaunt_migration *migration, uint64_t bytes_per_s);
+/* Source: 1 ms to an hour; holds from the next decision on. */
+int jaunt_migration_set_downtime_limit(struct jaunt_migration *migration, uint32_t limit_ms);
 /* Target, with note_demanded: was this page of the region fetched because the guest touched it? */
 bool jaunt_migration_was_demanded(const struct jaunt_migration *migration, size_t region,
 				  uint64_t page);

@@ -209,6 +209,13 @@ static int greet(struct source *source, struct jaunt_error *error)
 		source->takes_set_push = hello_has(message->hello, "set-push");
 		source->takes_holes = hello_has(message->hello, "holes-told");
 		result = hello_check(message->hello, error);
+		if (result >= 0 && strcmp(source->base.options.mode, "post-copy") != 0 &&
+		    !hello_has(message->hello, "rounds"))
+			result =
+				error_set(error, EPROTONOSUPPORT, "feature",
+					  "the target knows no mode but post-copy (%s): update it, "
+					  "or use that",
+					  message->hello->software);
 		if (result >= 0 && source->base.options.verify &&
 		    !hello_has(message->hello, "verify-xxh3"))
 			result = error_set(
@@ -264,6 +271,7 @@ static int send_configure(struct source *source, struct jaunt_error *error)
 	configure.streams = options->streams;
 	configure.verify = options->verify;
 	configure.dry_run = options->dry_run;
+	configure.rounds = migration_has_rounds(options->mode);
 	message.message_case = JAUNT__CONTROL__MESSAGE_CONFIGURE;
 	message.configure = &configure;
 	result = link_send(&source->link, &message);
@@ -331,19 +339,27 @@ static int open_serves(struct source *source, struct jaunt_error *error)
 	return 0;
 }
 
+uint64_t source_stream_rate(const struct source *source)
+{
+	uint64_t all = atomic_load(&source->base.bandwidth);
+	uint64_t each = all / (source->stream_count ? source->stream_count : 1);
+
+	return all && !each ? 1 : each;
+}
+
 static int open_streams(struct source *source, struct jaunt_error *error)
 {
-	uint64_t each = source->base.options.bandwidth_bytes_per_s / source->stream_count;
-
 	for (unsigned i = 0; i < source->stream_count; i++) {
 		struct channel *channel;
 		int result = open_channel(source, &channel, error);
 		if (result < 0)
 			return result;
-		if (source->base.options.bandwidth_bytes_per_s &&
-		    (result = channel_pace(channel, each ? each : 1)) < 0)
+		uint64_t rate = source_stream_rate(source);
+		if (rate && (result = channel_pace(channel, rate)) < 0) {
+			channel_free(channel);
 			return error_set(error, -result, "bandwidth",
 					 "limit the bandwidth of a stream: %s", strerror(-result));
+		}
 		struct pusher *pusher = calloc(1, sizeof(*pusher));
 		if (!pusher)
 			return error_set(error, ENOMEM, "no-memory", "out of memory");

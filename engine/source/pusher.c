@@ -250,6 +250,9 @@ static int64_t pusher_pump(void *user)
 	count_wire(pusher);
 	if (pusher->dead)
 		return -1;
+	int64_t pace = atomic_exchange(&pusher->pace, -1);
+	if (pace >= 0 && channel_pace(pusher->channel, (uint64_t)pace) < 0)
+		trace_event(pusher->lane, "bandwidth", "the limit could not be changed");
 	tell_holes(pusher);
 	while (pusher->grant_count && !pusher->dead)
 		if (!push_run(pusher))
@@ -325,12 +328,19 @@ int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned i
 	pusher->index = index;
 	pusher->channel = channel;
 	pusher->holes = holes;
+	atomic_store(&pusher->pace, -1);
 	snprintf(name, sizeof(name), "jaunt-push-%u", index);
 	pusher->lane = trace_lane(shared->trace, name);
 	int result = worker_start(&pusher->worker, name, WORKER_BULK, &pusher_ops, pusher);
 	if (result < 0) /* perhaps begin() never ran */
 		pusher_end(pusher);
 	return result;
+}
+
+void pusher_pace(struct pusher *pusher, uint64_t bytes_per_s)
+{
+	atomic_store(&pusher->pace, bytes_per_s > INT64_MAX ? INT64_MAX : (int64_t)bytes_per_s);
+	worker_wake(&pusher->worker);
 }
 
 void pusher_stop(struct pusher *pusher)

@@ -39,6 +39,7 @@ struct pusher {
 	unsigned copies; /* slots that may have one */
 	uint32_t busy;   /* bitmap of frames that the channel holds */
 	bool attached, dead;
+	_Atomic int64_t pace; /* wanted limit, bytes per second; -1: as it is */
 	counter payload_bytes, wire_bytes, zero_pages, data_pages;
 	counter memory_bytes; /* of this thread beyond the struct */
 };
@@ -46,6 +47,8 @@ struct pusher {
 /* Takes the channels over, also on an error. 0 or -errno. */
 int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,
 		 struct channel *channel, struct holes *holes);
+/* Limits what it sends, 0: not at all. Any thread. */
+void pusher_pace(struct pusher *pusher, uint64_t bytes_per_s);
 void pusher_stop(struct pusher *pusher);
 
 #endif

@@ -45,17 +45,24 @@ static int send_abort(struct source *source, const struct jaunt_error *why)
 /* --- Switchover
  * -------------------------------------------------------------------------------------------- */
 
-static int send_state(struct source *source, const uint8_t *state, size_t bytes)
+static int send_freeze(struct source *source)
 {
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
-	int result;
 
 	freeze.epoch = atomic_load(&source->shared.session.epoch);
 	freeze.last = true;
+	freeze.complete_first = source->complete_first;
 	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
 	message.freeze = &freeze;
-	result = link_send(&source->link, &message);
+	return link_send(&source->link, &message);
+}
+
+static int send_state(struct source *source, const uint8_t *state, size_t bytes)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	int result = send_freeze(source);
+
 	for (size_t at = 0; result == 0 && (at == 0 || at < bytes);) {
 		Jaunt__State chunk = JAUNT__STATE__INIT;
 		size_t step = bytes - at < CONTROL_STATE_CHUNK ? bytes - at : CONTROL_STATE_CHUNK;
@@ -92,6 +99,13 @@ static int hold(struct source *source, enum inject_point point, struct jaunt_err
 	return result;
 }
 
+/* Memory stands still: where it has holes can be told. */
+static void tell_holes(struct source *source)
+{
+	if (source->takes_holes && holes_start(&source->holes) < 0)
+		trace_event(source->base.lane, "holes", "the search for holes did not start");
+}
+
 static int pause_and_save(struct source *source, struct jaunt_error *error)
 {
 	void *state = NULL;
@@ -119,23 +133,48 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 			result = link_why(&source->link, error);
 	}
 	free(state);
+	if (result == 0 && source->complete_first)
+		tell_holes(source);
 	return result;
 }
 
+static void note_figures(struct source *source, const Jaunt__Progress *progress)
+{
+	struct jaunt_status *status = &source->base.status;
+
+	pthread_mutex_lock(&source->base.mutex);
+	status->pages.missing = progress->missing;
+	status->pages.zero = progress->zero;
+	status->pages.hole = progress->hole;
+	status->pages.copied = progress->copied;
+	status->pages.pushed = progress->pushed;
+	status->pages.demanded = progress->demanded;
+	status->pages.duplicate = progress->duplicate;
+	status->pages.discarded = progress->discarded;
+	status->verified_pages = progress->verified;
+	status->mismatched_pages = progress->mismatched;
+	pthread_mutex_unlock(&source->base.mutex);
+}
+
+/* A target that completes the memory first takes its time, and says how far it is. */
 static int await_loaded(struct source *source, struct jaunt_error *error)
 {
-	Jaunt__Control *message;
-	int result = source_next(source, source_deadline(source), &message, error);
-
-	if (result < 0)
-		return result;
-	result = 0;
-	if (message->message_case == JAUNT__CONTROL__MESSAGE_LOADED)
-		source->load_ns = message->loaded->load_ns;
-	else
-		result = source_unexpected(message, error);
-	control_free(message);
-	return result;
+	for (;;) {
+		Jaunt__Control *message;
+		int result = source_next(source, source_deadline(source), &message, error);
+		if (result < 0)
+			return result;
+		Jaunt__Control__MessageCase what = message->message_case;
+		if (what == JAUNT__CONTROL__MESSAGE_LOADED)
+			source->load_ns = message->loaded->load_ns;
+		else if (what == JAUNT__CONTROL__MESSAGE_PROGRESS && source->complete_first)
+			note_figures(source, message->progress);
+		else
+			result = source_unexpected(message, error);
+		control_free(message);
+		if (result < 0 || what == JAUNT__CONTROL__MESSAGE_LOADED)
+			return result < 0 ? result : 0;
+	}
 }
 
 /* Either COMMIT is recorded now, or a cancel was first. */
@@ -182,6 +221,7 @@ static int switch_over(struct source *source, struct jaunt_error *error)
 	int result;
 
 	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
+	source->complete_first = strcmp(source->base.options.mode, "stop-and-copy") == 0;
 	if ((result = pause_and_save(source, error)) < 0 ||
 	    (result = await_loaded(source, error)) < 0 ||
 	    (result = hold(source, INJECT_HOLD_BEFORE_COMMIT, error)) < 0 ||
@@ -216,19 +256,8 @@ static void note_resumed(struct source *source, const Jaunt__Resumed *resumed)
 static void note_progress(struct source *source, const Jaunt__Progress *progress)
 {
 	struct jaunt_migration *base = &source->base;
-	struct jaunt_status *status = &base->status;
 
-	pthread_mutex_lock(&base->mutex);
-	status->pages.missing = progress->missing;
-	status->pages.zero = progress->zero;
-	status->pages.hole = progress->hole;
-	status->pages.pushed = progress->pushed;
-	status->pages.demanded = progress->demanded;
-	status->pages.duplicate = progress->duplicate;
-	status->pages.discarded = progress->discarded;
-	status->verified_pages = progress->verified;
-	status->mismatched_pages = progress->mismatched;
-	pthread_mutex_unlock(&base->mutex);
+	note_figures(source, progress);
 	if (progress->blocked && progress->blocked[0]) {
 		struct jaunt_error why = {0};
 		error_set(&why, EAGAIN, progress->blocked,
@@ -366,8 +395,8 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 
 	migration_phase(&source->base, JAUNT_PHASE_POSTCOPY);
 	atomic_store(&source->target_alive, true);
-	if (source->takes_holes && holes_start(&source->holes) < 0)
-		trace_event(source->base.lane, "holes", "the search for holes did not start");
+	if (!source->complete_first)
+		tell_holes(source);
 	for (;;) {
 		Jaunt__Control *message = NULL;
 		int result = 0;
@@ -510,6 +539,14 @@ static void source_set_push(struct jaunt_migration *migration, bool push)
 	(void)migration, (void)push; /* the wish travels to the target, which drives */
 }
 
+static void source_set_bandwidth(struct jaunt_migration *migration)
+{
+	struct source *source = (struct source *)migration;
+
+	for (unsigned i = 0; i < SOURCE_STREAMS_MAX && source->pushers[i]; i++)
+		pusher_pace(source->pushers[i], source_stream_rate(source));
+}
+
 static int source_check_resume(struct jaunt_migration *migration, struct jaunt_error *error)
 {
 	struct source *source = (struct source *)migration;
@@ -546,6 +583,7 @@ static const struct side_ops source_ops = {.run = source_run,
 					   .status = source_status,
 					   .close = source_close,
 					   .set_push = source_set_push,
+					   .set_bandwidth = source_set_bandwidth,
 					   .check_resume = source_check_resume,
 					   .changed = source_changed};
 

@@ -28,7 +28,8 @@ struct source {
 	bool same_clock;
 	bool takes_set_push, takes_holes; /* what the target said it can do */
 	bool paused;
-	bool resumed_there; /* RESUMED was heard */
+	bool complete_first; /* the VM is not to run there with pages missing */
+	bool resumed_there;  /* RESUMED was heard */
 	struct jaunt_description description;
 	struct source_shared shared;
 	bool memory_open;
@@ -52,6 +53,8 @@ int source_connect(struct source *source, struct jaunt_error *error);
 int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error);
 uint64_t source_deadline(const struct source *source);
+/* What each stream may send, bytes per second; 0: no limit. Any thread. */
+uint64_t source_stream_rate(const struct source *source);
 /* What to say of a message that has no place here; also of REFUSED and FAILED. */
 int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
 /* Ends every thread and channel but the control link. */

@@ -73,6 +73,42 @@ static bool is_blocked(struct target *target, struct jaunt_error *why)
 	return false;
 }
 
+/* What stops the source from being asked any more is the end; what may pass is waited for. */
+static bool is_hopeless(struct target *target)
+{
+	struct target_shared *shared = &target->shared;
+
+	return atomic_load(&shared->install.broken) || atomic_load(&shared->condemned);
+}
+
+int target_await_remainder(struct target *target, struct jaunt_error *error)
+{
+	uint64_t progress_ns = clock_ns() + PROGRESS_NS;
+
+	while (pagemap_missing(&target->shared.map)) {
+		Jaunt__Control *message;
+		/* Woken when the last page is there. */
+		int result = target_look(target, progress_ns, &message, error);
+		if (result == 1) {
+			result = target_unexpected(message, error);
+			control_free(message);
+		}
+		if (result == 0 && is_hopeless(target)) {
+			is_blocked(target, error);
+			result = -error->code;
+		}
+		if (result < 0)
+			return result;
+		if (clock_ns() >= progress_ns) {
+			target_send_progress(target, false, NULL);
+			progress_ns = clock_ns() + PROGRESS_NS;
+		}
+	}
+	/* From here on the kernel serves the guest. */
+	target_release_memory(target);
+	return 0;
+}
+
 static void look_around(struct target *target)
 {
 	struct jaunt_error why = {0};
@@ -94,7 +130,8 @@ static void await_counts(struct target *target)
 	for (;;) {
 		jaunt_migration_status(&target->base, &status);
 		const struct jaunt_pages *pages = &status.pages;
-		if (pages->zero + pages->hole + pages->pushed + pages->demanded >= pages->total ||
+		if (pages->zero + pages->hole + pages->pushed + pages->demanded + pages->copied >=
+			    pages->total ||
 		    clock_ns() >= until)
 			return;
 		ring_wait(target->ring, MS_NS / 10);

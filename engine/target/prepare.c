@@ -8,6 +8,7 @@
  * was there before REGISTER is gone; only then may a page arrive.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -165,9 +166,9 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 		return error_set(error, EINVAL, "driver",
 				 "the source's VM is of kind \"%s\", this side takes \"%s\"",
 				 configure->driver, target->factory->ops->driver);
-	if (strcmp(configure->mode, "post-copy") != 0)
-		return error_set(error, EPROTONOSUPPORT, "mode",
-				 "this side cannot migrate in mode \"%s\"", configure->mode);
+	pthread_mutex_lock(&target->base.mutex);
+	snprintf(target->base.status.mode, sizeof(target->base.status.mode), "%s", configure->mode);
+	pthread_mutex_unlock(&target->base.mutex);
 	memcpy(shared->session.id, configure->session.data, sizeof(shared->session.id));
 	memcpy(shared->session.secret, configure->secret.data, sizeof(shared->session.secret));
 	shared->session.verify = configure->verify;

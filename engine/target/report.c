@@ -30,6 +30,7 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 	memset(&status->pages, 0, sizeof(status->pages));
 	status->ram_bytes = shared->memory.bytes;
 	status->pages.total = shared->memory.pages;
+	status->pages.copied = target->copied;
 	status->pages.missing = pagemap_missing(&shared->map);
 	status->payload_bytes = status->verified_pages = status->mismatched_pages = 0;
 	status->install_conflicts = 0;
@@ -75,6 +76,7 @@ int target_send_progress(struct target *target, bool complete, const char *block
 	progress.missing = status.pages.missing;
 	progress.zero = status.pages.zero;
 	progress.hole = status.pages.hole;
+	progress.copied = status.pages.copied;
 	progress.pushed = status.pages.pushed;
 	progress.demanded = status.pages.demanded;
 	progress.duplicate = status.pages.duplicate;

@@ -30,6 +30,13 @@ static int take_state(struct target *target, const Jaunt__State *state, struct j
 	return state->last;
 }
 
+static void target_grant(struct target *target)
+{
+	atomic_store(&target->shared.granting, true);
+	for (unsigned i = 0; i < target->streams; i++)
+		worker_wake(&target->fills[i]->worker);
+}
+
 static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jaunt_error *error)
 {
 	/* Before FREEZE no page was placed (no rounds), so there is nothing to call stale. */
@@ -41,6 +48,9 @@ static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jau
 				 "the source switches over before all of its channels have come");
 	migration_phase(&target->base, JAUNT_PHASE_SWITCHOVER);
 	atomic_store(&target->shared.session.epoch, freeze->epoch);
+	if (freeze->complete_first)
+		target_grant(target);
+	target->complete_first = freeze->complete_first;
 	for (unsigned i = 0; i < target->shards; i++) /* faults that were parked until now */
 		worker_wake(&target->demands[i]->worker);
 	return 0;
@@ -95,9 +105,11 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	}
 	if (hold(target, INJECT_HOLD_SWITCHOVER, error) < 0)
 		return -error->code;
+	int result = target->complete_first ? target_await_remainder(target, error) : 0;
+	if (result < 0)
+		return result;
 	uint64_t before = clock_ns();
-	int result =
-		target->factory->ops->load(target->vm, target->state, target->state_bytes, error);
+	result = target->factory->ops->load(target->vm, target->state, target->state_bytes, error);
 	if (result < 0)
 		return error_context(error, "load the VM's state");
 	inject_kill(INJECT_KILL_BEFORE_COMMIT);
@@ -195,9 +207,8 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 	message.resumed = &resumed;
 	link_send(&target->link, &message);
 	ring_submit(target->ring);
-	atomic_store(&target->shared.granting, true);
-	for (unsigned i = 0; i < target->streams; i++)
-		worker_wake(&target->fills[i]->worker);
+	if (!target->complete_first)
+		target_grant(target);
 	migration_phase(base, JAUNT_PHASE_POSTCOPY);
 	return 0;
 }

@@ -26,6 +26,7 @@ struct target {
 	bool linked;
 	bool same_clock;
 	bool answers_pings;   /* the source said that it does */
+	bool complete_first;  /* the VM is not to run here with pages missing */
 	bool ran;             /* a vCPU has run here: the VM is not the engine's to destroy */
 	bool channels_wanted; /* Ready was sent, not all channels have come */
 
@@ -46,6 +47,7 @@ struct target {
 	uint8_t *state; /* device state, as it arrives */
 	size_t state_bytes;
 	uint64_t last_instruction_ns;
+	uint64_t copied; /* pages present when the epoch began; under the mutex */
 };
 
 /* --- prepare.c: everything that can be done while the VM still runs at the source ----------------
@@ -71,6 +73,10 @@ void target_stop_threads(struct target *target);
 /* One wait: lets visitors in, and takes a message if there is one. 1: *message. 0: something else
  * happened, or the time is up. -errno: the link is down. */
 int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **message);
+/* The same, as long as nothing is wrong and nobody has cancelled: 0 or 1, or -errno with `error`.
+ */
+int target_look(struct target *target, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error);
 /* Waits for the next message until the deadline. 1, or -errno with `error`: too late, link down,
  * cancelled here, a page channel lost. */
 int target_next(struct target *target, uint64_t until_ns, Jaunt__Control **message,
@@ -101,6 +107,8 @@ enum target_verdict {
 enum target_verdict target_await_commit(struct target *target, struct jaunt_error *error);
 /* The first entry. */
 int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error *error);
+/* Before LOADED: until every page is present. 0, or -errno with `error`. */
+int target_await_remainder(struct target *target, struct jaunt_error *error);
 /* Until every page is present; the outcome. */
 int target_serve_postcopy(struct target *target, struct jaunt_error *error);
 

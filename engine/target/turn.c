@@ -130,25 +130,34 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 	return result;
 }
 
+int target_look(struct target *target, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error)
+{
+	int result = target_turn(target, until_ns, message);
+	if (result == 1)
+		return 1;
+	if (result < 0)
+		return link_why(&target->link, error);
+	if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
+		return error_set(error, ECANCELED, "cancelled", "cancelled here");
+	if (atomic_load(&target->shared.session.lost)) {
+		pthread_mutex_lock(&target->shared.session.mutex);
+		*error = target->shared.session.why;
+		pthread_mutex_unlock(&target->shared.session.mutex);
+		return -error->code;
+	}
+	return 0;
+}
+
 /* Waits for the next message until the deadline. 1, or -errno with `error`: too late, link down,
  * cancelled here, a page channel lost. */
 int target_next(struct target *target, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error)
 {
 	for (;;) {
-		int result = target_turn(target, until_ns, message);
-		if (result == 1)
-			return 1;
-		if (result < 0)
-			return link_why(&target->link, error);
-		if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
-			return error_set(error, ECANCELED, "cancelled", "cancelled here");
-		if (atomic_load(&target->shared.session.lost)) {
-			pthread_mutex_lock(&target->shared.session.mutex);
-			*error = target->shared.session.why;
-			pthread_mutex_unlock(&target->shared.session.mutex);
-			return -error->code;
-		}
+		int result = target_look(target, until_ns, message, error);
+		if (result != 0)
+			return result;
 		if (clock_ns() >= until_ns)
 			return error_set(error, ETIMEDOUT, "peer-silent",
 					 "the source said nothing for %u ms",

@@ -10,6 +10,7 @@ import migrating
 
 # The product. What a setting means for the commands is in Case.
 PRODUCT = {
+    "mode": ("post-copy", "stop-and-copy"),
     "workload": ("idle", "sweep", "random", "read", "zipf", "kv", "discard"),
     "vcpus": (1, 2),
     "page_size": ("4k", "2m"),
@@ -24,6 +25,7 @@ PRODUCT = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
+    mode: str = "post-copy"
     workload: str = "random"
     vcpus: int = 1
     page_size: str = "4k"
@@ -51,19 +53,23 @@ class Case:
         return options + (["--thread-backed"] if self.thread_backed else [])
 
     def migrate_options(self):
-        options = ["--streams", str(self.streams)]
+        options = ["--mode", self.mode, "--streams", str(self.streams)]
         if self.verify:
             options.append("--verify")
-        if self.push != "on":
+        if self.pushed_later():
             options += ["--push", "off"]
         return options
+
+    def pushed_later(self):
+        """Only where the VM may run with pages missing, or nothing would bring them."""
+        return self.push != "on" and self.mode in ("post-copy", "hybrid")
 
     def huge_pages(self):
         """For both sides, and one for the engine's own view."""
         return self.memory_mib + 8 if self.page_size == "2m" else 0
 
     def text(self):
-        words = [self.workload, f"{self.vcpus} vCPU", self.page_size, f"{self.memory_mib} MiB",
+        words = [self.mode, self.workload, f"{self.vcpus} vCPU", self.page_size, f"{self.memory_mib} MiB",
                  f"{self.streams} stream", "verify" if self.verify else "no verify",
                  f"push {self.push}", f"{self.fault_threads} fault thread", self.address,
                  "threads" if self.thread_backed else "kvm", f"ws {self.working_set}%",
@@ -116,7 +122,7 @@ def require(condition, what):
 
 def check_pages(report, what):
     pages = report["pages"]
-    arrived = pages["zero"] + pages["hole"] + pages["pushed"] + pages["demanded"]
+    arrived = pages["zero"] + pages["hole"] + pages["pushed"] + pages["demanded"] + pages["copied"]
     require(pages["missing"] == 0, f"{what}: {pages['missing']} pages are missing")
     require(arrived == pages["total"],
             f"{what}: the pages do not add up: {arrived} arrived of {pages['total']}: {pages}")
@@ -172,7 +178,7 @@ def run(site, case, environment=None):
     target = site.receive("b", *case.receive_options(), host=case.address)
     site.until_working("a")
     command = site.migrate("a", target.peer, *case.migrate_options())
-    if case.push != "on":
+    if case.pushed_later():
         site.until("b", lambda status: not command.running() or
                    (status["migration"] or {}).get("phase") == "post-copy",
                    "the VM is handed over")

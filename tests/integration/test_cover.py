@@ -47,7 +47,7 @@ def add(number, row):
                 print(f"  {process.command_line()}")
             sys.stdout.flush()
 
-    name = (f"{case.workload}_{case.vcpus}_vcpu_{case.page_size}_{case.streams}_stream_"
+    name = (f"{case.mode.replace('-', '_')}_{case.workload}_{case.vcpus}_vcpu_{case.page_size}_{case.streams}_stream_"
             f"{'verify_' if case.verify else ''}push_{case.push}_"
             f"{'threads' if case.thread_backed else 'kvm'}")
     setattr(Cover, f"test_{number:02}_{name}_arrives_whole", test)
