@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two nested machines with a cable between them: two hosts, each with soft RoCE on its network card."""
+
+import cases
+import lab
+
+
+class TwoHosts(lab.Case):
+    def setUp(self):
+        super().setUp()
+        self.left, self.right = self.machines(lab.two)
+
+    def site(self, scheme):
+        return super().site(scheme, {"a": self.left, "b": self.right})
+
+    # --- The laboratory itself ----------------------------------------------------------------------
+
+    def test_rping_goes_from_one_to_the_other(self):
+        server = self.left.run(f"rping -s -a {self.left.address} -C 10 -P >/dev/null 2>&1 & echo $!")
+        text = self.right.run(f"for i in 1 2 3 4 5; do rping -c -a {self.left.address} -C 10 -V -v "
+                              "&& break; usleep 200000; done")
+        self.left.run(f"kill {server}")
+        self.assertEqual(text.count("ping data:"), 10)
+
+    # --- Whole migrations ---------------------------------------------------------------------------
+
+    def migrate(self, scheme, **settings):
+        with self.site(scheme) as site:
+            cases.run(site, lab.small(**settings))
+
+    def test_tcp_post_copy_verified(self):
+        self.migrate("tcp", verify=True)
