@@ -153,6 +153,17 @@ int guestmem_read(const struct guest_region *region, uint64_t first, uint64_t co
 	return 0;
 }
 
+uint64_t guestmem_next_data(const struct guest_region *region, uint64_t page)
+{
+	off_t data = lseek(region->fd, (off_t)(region->fd_offset + page * region->page_bytes),
+			   SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? region->pages : UINT64_MAX;
+	uint64_t found = ((uint64_t)data - region->fd_offset) / region->page_bytes;
+	return found < region->pages ? found : region->pages;
+}
+
 bool guestmem_locate(const struct guestmem *memory, uint64_t vm_address, size_t *region,
 		     uint64_t *page)
 {

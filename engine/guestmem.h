@@ -50,6 +50,10 @@ int guestmem_punch(const struct guest_region *region, uint64_t first, uint64_t c
  * through a mapping would). 0 or -errno. */
 int guestmem_read(const struct guest_region *region, uint64_t first, uint64_t count, void *to);
 
+/* The first page at or behind `page` that the file has, or the region's end. UINT64_MAX: the file
+ * cannot say (hugetlbfs says that it has all). */
+uint64_t guestmem_next_data(const struct guest_region *region, uint64_t page);
+
 /* The region and page that an address of the VM's view belongs to. */
 bool guestmem_locate(const struct guestmem *memory, uint64_t vm_address, size_t *region,
 		     uint64_t *page);

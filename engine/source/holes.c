@@ -19,7 +19,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/bits.h"
 #include "fault/uffd.h"
@@ -57,19 +56,6 @@ bool holes_take(struct holes *holes, struct hole_run *run)
 	}
 	pthread_mutex_unlock(&holes->mutex);
 	return any;
-}
-
-/* The first page at or behind `page` that the file has, or the region's end. UINT64_MAX: the file
- * cannot say. */
-static uint64_t next_data(const struct guest_region *region, uint64_t page)
-{
-	off_t data = lseek(region->fd, (off_t)(region->fd_offset + page * region->page_bytes),
-			   SEEK_DATA);
-
-	if (data < 0)
-		return errno == ENXIO ? region->pages : UINT64_MAX;
-	uint64_t found = ((uint64_t)data - region->fd_offset) / region->page_bytes;
-	return found < region->pages ? found : region->pages;
 }
 
 /* How many of the `count` pages from `page` on are resident, up to the first that is not. */
@@ -111,7 +97,7 @@ static void search_file(struct holes *holes, size_t index)
 	const struct guest_region *region = &holes->memory->regions[index];
 
 	for (uint64_t page = 0; page < region->pages;) {
-		uint64_t data = next_data(region, page);
+		uint64_t data = guestmem_next_data(region, page);
 		if (data == UINT64_MAX)
 			return; /* then nothing is told, and all is sent */
 		if (data > page && !put(holes, index, page, data - page, data))
