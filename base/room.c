@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 
 #include "base/bits.h"
@@ -302,4 +303,34 @@ int room_measure(struct room *room, const char *root)
 	if (!statvfs(path, &shm))
 		room->shm_bytes = (uint64_t)shm.f_bavail * shm.f_frsize;
 	return 0;
+}
+
+#define CAP_IPC_LOCK_BIT 14
+
+uint64_t room_lockable_of(uint64_t limit, const char *status)
+{
+	const char *effective = strstr(status, "\nCapEff:");
+	const char *pinned = strstr(status, "\nVmPin:");
+
+	if (effective && strtoull(effective + 8, NULL, 16) >> CAP_IPC_LOCK_BIT & 1)
+		return ROOM_UNLIMITED;
+	if (limit == ROOM_UNLIMITED)
+		return limit;
+	return subtract(limit, pinned ? strtoull(pinned + 7, NULL, 10) * 1024 : 0);
+}
+
+uint64_t room_lockable(void)
+{
+	char status[8192] = "";
+	struct rlimit limit;
+	FILE *file = open_file("/proc/self", "status");
+
+	if (file) {
+		size_t got = fread(status, 1, sizeof(status) - 1, file);
+		status[got] = '\0';
+		fclose(file);
+	}
+	if (getrlimit(RLIMIT_MEMLOCK, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
+		return ROOM_UNLIMITED;
+	return room_lockable_of(limit.rlim_cur, status);
 }

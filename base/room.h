@@ -31,6 +31,12 @@ struct room {
  * -errno when not even the amount of memory can be told. */
 int room_measure(struct room *room, const char *root);
 
+/* What this process may pin beyond what it has: RLIMIT_MEMLOCK, and ROOM_UNLIMITED with
+ * CAP_IPC_LOCK. */
+uint64_t room_lockable(void);
+/* The same, of such a limit and the text of /proc/self/status. */
+uint64_t room_lockable_of(uint64_t limit, const char *status);
+
 /* For a guest in 4 KiB pages of a memfd. */
 static inline uint64_t room_for_pages(const struct room *room)
 {

@@ -273,3 +273,26 @@ Test(room, garbage_in_a_limit_is_no_limit)
 	put("/sys/fs/cgroup/a/memory.current", "1\n");
 	cr_assert_eq(measured().cgroup_bytes_free, ROOM_UNLIMITED);
 }
+
+/* --- Locked memory ------------------------------------------------------------------------------
+ */
+
+Test(room, what_is_pinned_already_counts_against_the_limit_of_locked_memory)
+{
+	const char *status = "Name:\tjaunt\nVmLck:\t    9000 kB\nVmPin:\t    1024 kB\n"
+			     "CapEff:\t0000000000000000\n";
+
+	cr_assert_eq(room_lockable_of(8 << 20, status), 7 << 20);
+	cr_assert_eq(room_lockable_of(1 << 20, status), 0);
+	cr_assert_eq(room_lockable_of(1 << 10, status), 0);
+	cr_assert_eq(room_lockable_of(8 << 20, ""), 8 << 20);
+	cr_assert_eq(room_lockable_of(ROOM_UNLIMITED, status), ROOM_UNLIMITED);
+}
+
+Test(room, who_may_lock_as_much_as_he_likes_has_no_limit)
+{
+	cr_assert_eq(room_lockable_of(1 << 20, "Name:\tjaunt\nCapEff:\t0000000000004000\n"),
+		     ROOM_UNLIMITED);
+	cr_assert_eq(room_lockable_of(1 << 20, "Name:\tjaunt\nCapEff:\tffffffffffffbfff\n"),
+		     1 << 20);
+}
