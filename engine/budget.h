@@ -45,6 +45,14 @@ static inline size_t budget_receive_bytes(unsigned streams)
 	return share > KIB(512) ? KIB(512) : share < KIB(192) ? KIB(192) : share;
 }
 
+/* What the READs of one stream land in: a run of 128 KiB at least, and enough of them under way to
+ * keep a link busy. */
+static inline size_t budget_landing_bytes(unsigned streams)
+{
+	uint64_t share = budget_share(MIB(8), streams) / KIB(128) * KIB(128);
+	return share > MIB(1) ? MIB(1) : share < KIB(128) ? KIB(128) : share;
+}
+
 /* What one stream of the source may hold in copies of pages. */
 static inline uint64_t budget_copy_bytes(unsigned streams)
 {

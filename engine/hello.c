@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 /* What this side can do, by name; a peer that requires something not listed here is refused. */
-static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3",
-				       "set-push",  "ping",       "rounds"};
+static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3", "set-push",
+				       "ping",      "rounds",     "read"};
 static const char *const required[] = {"post-copy"};
 
 struct self {

@@ -34,6 +34,7 @@ struct page_counters {
 	counter conflicts;                    /* mapped by somebody else behind our back */
 	counter verified, mismatched;
 	counter payload_bytes;
+	counter read, read_bytes; /* pages that came by one-sided READ; of payload_bytes */
 };
 
 #endif

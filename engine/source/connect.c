@@ -208,6 +208,7 @@ static int greet(struct source *source, struct jaunt_error *error)
 		source->same_clock = hello_same_clock(message->hello);
 		source->takes_set_push = hello_has(message->hello, "set-push");
 		source->takes_holes = hello_has(message->hello, "holes-told");
+		source->takes_read = hello_has(message->hello, "read");
 		result = hello_check(message->hello, error);
 		if (result >= 0 && strcmp(source->base.options.mode, "post-copy") != 0 &&
 		    !hello_has(message->hello, "rounds"))
@@ -448,6 +449,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	source->shared.session.verify = source->base.options.verify;
 	source->stream_count = source->base.options.streams;
 	source->shared.streams = source->stream_count;
+	atomic_store(&source->shared.paced, source->base.options.bandwidth_bytes_per_s != 0);
 	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
 		    0 ||
 	    (result = open_control(source, error)) < 0 || (result = greet(source, error)) < 0 ||
@@ -460,14 +462,16 @@ int source_connect(struct source *source, struct jaunt_error *error)
 		return result;
 	if (source->base.options.verify && (result = open_digester(source, error)) < 0)
 		return result;
-	if ((result = await_attached(source, error)) < 0)
+	if ((result = await_attached(source, error)) < 0 ||
+	    (result = measure_round_trip(source, error)) < 0)
 		return result;
-	return measure_round_trip(source, error);
+	return source_expose(source, error);
 }
 
 void source_disconnect(struct source *source)
 {
 	holes_stop(&source->holes);
+	expose_stop(&source->expose);
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
 		if (source->serves[i])
 			serve_stop(source->serves[i]);
@@ -475,4 +479,5 @@ void source_disconnect(struct source *source)
 		if (source->pushers[i])
 			pusher_stop(source->pushers[i]);
 	digester_stop(&source->digester);
+	expose_close(&source->expose); /* no READ of the target can be under way any more */
 }

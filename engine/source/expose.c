@@ -286,9 +286,8 @@ size_t expose_take(struct expose *expose, struct expose_told *out, size_t room)
 {
 	size_t count = 0;
 
-	for (uint64_t seen = 0; count < room && seen < expose->block_count &&
-				atomic_load(&expose->untold);
-	     seen++) {
+	for (uint64_t seen = 0;
+	     count < room && seen < expose->block_count && atomic_load(&expose->untold); seen++) {
 		uint64_t index = expose->scanned++ % expose->block_count;
 		struct expose_block *block = &expose->blocks[index];
 		if (atomic_load_explicit(&block->state, memory_order_acquire) != BLOCK_READY)

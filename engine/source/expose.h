@@ -34,12 +34,13 @@ struct expose_told {
 };
 
 struct expose_figures {
-	uint64_t bytes;       /* registered now, of both passes */
-	uint64_t hole_bytes;  /* of them: allocated by the registration */
-	uint64_t wanted;      /* bytes of data before the first pass */
-	uint64_t took_ns;     /* from a pass's start to its end or to now, of both passes */
-	uint64_t estimate_ns; /* of the first pass, made when its first chunk was done; 0: not yet */
-	uint64_t stale;       /* chunks that were registered again since the guest gave back pages */
+	uint64_t bytes;      /* registered now, of both passes */
+	uint64_t hole_bytes; /* of them: allocated by the registration */
+	uint64_t wanted;     /* bytes of data before the first pass */
+	uint64_t took_ns;    /* from a pass's start to its end or to now, of both passes */
+	uint64_t
+		estimate_ns; /* of the first pass, made when its first chunk was done; 0: not yet */
+	uint64_t stale;      /* chunks that were registered again since the guest gave back pages */
 };
 
 struct expose {
@@ -63,7 +64,7 @@ struct expose {
 	_Atomic bool discards; /* some block is stale */
 
 	_Atomic uint64_t bytes, hole_bytes, wanted, stale, started_ns, took_ns, estimate_ns;
-	pthread_mutex_t mutex;   /* guards `why` */
+	pthread_mutex_t mutex;  /* guards `why` */
 	struct jaunt_error why; /* why less is exposed than there is; code 0: it is not */
 };
 

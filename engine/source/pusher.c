@@ -8,6 +8,11 @@
  * it has been told all holes of the range (then what it asks for is data), pages are read with
  * pread() into a buffer instead.
  *
+ * A grant that only asks for a description (the target READs the rest itself) is answered with the
+ * ZERO runs and GRANT END. The source may as well send DATA of it: what the target then finds
+ * present it does not READ. So it does where a limit of bandwidth has to be kept, which binds what
+ * this side sends, and where faults are injected into what is sent.
+ *
  * Bulk must yield: the threads that a guest waits for outrank this one, and only so many frames are
  * ever on their way.
  */
@@ -48,6 +53,8 @@ static const char *take_grant(struct pusher *pusher, const struct frame *frame)
 	pusher->grants[at].first = frame->first_page;
 	pusher->grants[at].count = frame->page_count;
 	pusher->grants[at].told = frame->flags & FRAME_FLAG_TOLD;
+	pusher->grants[at].describe = frame->flags & FRAME_FLAG_DESCRIBE &&
+				      !atomic_load(&pusher->shared->paced) && !tamper_active();
 	if (pusher->grant_count++ == 0)
 		pusher->at = frame->first_page;
 	return NULL;
@@ -210,7 +217,7 @@ static bool push_run(struct pusher *pusher)
 	if (zero) {
 		send_head(pusher, FRAME_ZERO, 0, pusher->grants[head].region, first, run);
 		counter_add(&pusher->zero_pages, run);
-	} else {
+	} else if (!pusher->grants[head].describe) {
 		struct frame frame = {.type = FRAME_DATA,
 				      .region = pusher->grants[head].region,
 				      .epoch = atomic_load(&pusher->shared->session.epoch),

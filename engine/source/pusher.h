@@ -30,7 +30,7 @@ struct pusher {
 		uint64_t first;
 		uint32_t count;
 		uint16_t region;
-		bool told;
+		bool told, describe;
 	} * grants; /* ring; received and not answered: more end the channel */
 	unsigned grant_head, grant_count, grants_max;
 	uint64_t at;                      /* page of the first grant that comes next */

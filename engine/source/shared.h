@@ -19,6 +19,7 @@ struct source_shared {
 	_Atomic bool tracking;
 	struct trace *trace; /* or NULL */
 	unsigned streams;    /* does not change once they are there */
+	_Atomic bool paced;  /* what is sent is limited: the target is not to READ past that */
 };
 
 /* Whether a frame of the target names pages that exist. */

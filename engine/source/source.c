@@ -55,7 +55,11 @@ static int send_freeze(struct source *source)
 	freeze.complete_first = source->complete_first;
 	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
 	message.freeze = &freeze;
-	return link_send(&source->link, &message);
+	int result = source_freeze_exposed(source, &freeze);
+	if (result == 0)
+		result = link_send(&source->link, &message);
+	source_freeze_forget(&freeze);
+	return result;
 }
 
 static int send_state(struct source *source, const uint8_t *state, size_t bytes)
@@ -397,7 +401,9 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 	atomic_store(&source->target_alive, true);
 	if (!source->complete_first)
 		tell_holes(source);
+	expose_again(&source->expose);
 	for (;;) {
+		source_tell_exposed(source);
 		Jaunt__Control *message = NULL;
 		int result = 0;
 		if (source->link.closed && !source->link.count)
@@ -543,6 +549,7 @@ static void source_set_bandwidth(struct jaunt_migration *migration)
 {
 	struct source *source = (struct source *)migration;
 
+	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);
 	for (unsigned i = 0; i < SOURCE_STREAMS_MAX && source->pushers[i]; i++)
 		pusher_pace(source->pushers[i], source_stream_rate(source));
 }

@@ -6,6 +6,7 @@
 #include "engine/link.h"
 #include "engine/migration.h"
 #include "engine/source/digester.h"
+#include "engine/source/expose.h"
 #include "engine/source/holes.h"
 #include "engine/source/pusher.h"
 #include "engine/source/serve.h"
@@ -36,6 +37,8 @@ struct source {
 	struct tracker *tracker; /* NULL: not opened */
 	struct holes holes;
 	struct digester digester;
+	bool takes_read;      /* the target said that it can */
+	struct expose expose; /* all zero: nothing can be READ */
 	unsigned serve_count, stream_count;
 	struct serve *serves[SOURCE_SERVES_MAX]; /* under the mutex for status */
 	struct pusher *pushers[SOURCE_STREAMS_MAX];
@@ -72,5 +75,17 @@ int source_collect(struct source *source, struct jaunt_error *error);
 void source_untrack(struct source *source);
 void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
 		    uint64_t count, bool discarded);
+
+/* --- announce.c: memory that the target may READ
+ * ------------------------------------------------------ */
+
+/* Registers what there is while the VM runs, where the transport can READ. 0, or -errno with
+ * `error`: cancelled, lost. */
+int source_expose(struct source *source, struct jaunt_error *error);
+/* Tells the target of what has been registered since. */
+void source_tell_exposed(struct source *source);
+/* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM. */
+int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze);
+void source_freeze_forget(Jaunt__Freeze *freeze);
 
 #endif

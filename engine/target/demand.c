@@ -48,8 +48,14 @@ static void send_fetch(struct demand *demand, struct request *request)
 
 	if (demand->dead || !demand->channel)
 		return; /* the request stays: whoever reconnects asks again */
-	frame_encode(&frame, head);
-	int result = channel_send(demand->channel, head, sizeof(head), NULL, 0, 0);
+	/* What did not match its digest is asked for the other way. */
+	int result = request->retries ? -ENOENT
+				      : readpage_start(&demand->readpage, &demand->shared->reads,
+						       region, page);
+	if (result == -ENOENT) {
+		frame_encode(&frame, head);
+		result = channel_send(demand->channel, head, sizeof(head), NULL, 0, 0);
+	}
 	if (result == -EAGAIN && !request->unsent) {
 		request->unsent = true;
 		demand->unsent++;
@@ -278,8 +284,25 @@ static void demand_closed(void *user, int error)
 		     error ? strerror(-error) : "closed by the peer");
 }
 
-static const struct channel_events demand_events = {.received = demand_received,
-						    .closed = demand_closed};
+static void demand_read_done(void *user, uint64_t cookie, int error)
+{
+	struct demand *demand = user;
+	size_t region;
+	uint64_t page;
+	const uint8_t *bytes = readpage_take(&demand->readpage, cookie, &region, &page);
+
+	if (!error) { /* else the channel is about to be closed, and the request stays */
+		uint64_t page_bytes = demand->shared->memory.regions[region].page_bytes;
+		counter_add(&demand->counters.payload_bytes, page_bytes);
+		counter_add(&demand->counters.read, 1);
+		counter_add(&demand->counters.read_bytes, page_bytes);
+		take_page(demand, region, page, bytes, false);
+	}
+	readpage_free(&demand->readpage, cookie);
+}
+
+static const struct channel_events demand_events = {
+	.received = demand_received, .closed = demand_closed, .read_done = demand_read_done};
 
 static void demand_ready(void *user, int mask_or_error)
 {
@@ -301,6 +324,7 @@ static void demand_end(void *user)
 	if (demand->channel)
 		channel_free(demand->channel);
 	demand->channel = demand->check_channel = NULL;
+	readpage_close(&demand->readpage);
 }
 
 static int demand_begin(void *user, struct ring *ring)
@@ -324,6 +348,10 @@ static int demand_begin(void *user, struct ring *ring)
 	if (result == 0 && demand->channel)
 		result = preamble_send(demand->channel, &shared->session, ATTACH_URGENT,
 				       demand->shard);
+	if (result == 0 && shared->reads.memory &&
+	    readpage_open(&demand->readpage, demand->channel,
+			  guestmem_largest_page(&shared->memory)) < 0)
+		trace_event(demand->lane, "reads", "no landing: pages are fetched by message");
 	if (result == 0)
 		result = ring_watch_add(ring, &demand->watch);
 	demand->readable = true; /* faults may have come before the watch */
@@ -337,7 +365,8 @@ static void send_unsent(struct demand *demand)
 {
 	for (unsigned i = 0; i < REQUESTS_MAX * 2 && demand->unsent; i++) {
 		struct request *request = &demand->requests.slots[i];
-		if (!demand->channel || !channel_room(demand->channel))
+		if (!demand->channel || !channel_room(demand->channel) ||
+		    (demand->readpage.channel && !readpage_room(&demand->readpage)))
 			return;
 		if (request->used && request->unsent)
 			send_fetch(demand, request);

@@ -12,6 +12,7 @@
 #include "engine/histogram.h"
 #include "engine/stats.h"
 #include "engine/target/checker.h"
+#include "engine/target/readpage.h"
 #include "engine/target/requests.h"
 #include "engine/target/shared.h"
 #include "engine/worker.h"
@@ -30,6 +31,7 @@ struct demand {
 	struct trace_lane *lane;
 	struct checker checker;
 	struct requests requests;
+	struct readpage readpage;
 	unsigned unsent; /* requests whose FETCH found no room */
 	bool readable;   /* the userfaultfd has, or may have, more events */
 	bool dead;       /* the channel is gone: faults on absent pages are entered and wait */

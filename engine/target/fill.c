@@ -80,6 +80,7 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 	uint64_t first, count;
 
 	block->runs = 0;
+	block->described = false;
 	/* Before the grants: what becomes a suspect from here on may be on its way already. */
 	for (unsigned i = 0; shared->session.verify && i < FILL_BLOCK_WORDS; i++)
 		block->suspects[i] = checker_suspects(shared, block->block.region, at / 64 + i);
@@ -90,8 +91,12 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 				      .epoch = atomic_load(&shared->session.epoch),
 				      .page_count = (uint32_t)count,
 				      .first_page = first};
+		if (pull_grant(fill, block, first, &count)) {
+			frame.flags = FRAME_FLAG_DESCRIBE;
+			frame.page_count = (uint32_t)count;
+		}
 		if (first + count <= atomic_load(&shared->told[block->block.region]))
-			frame.flags = FRAME_FLAG_TOLD;
+			frame.flags |= FRAME_FLAG_TOLD;
 		frame_encode(&frame, block->grants + block->runs * FRAME_BYTES);
 		block->range[block->runs].first = first;
 		block->range[block->runs].count = count;
@@ -100,7 +105,7 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 	}
 }
 
-static void return_block(struct fill *fill, struct fill_block *block)
+void fill_return_block(struct fill *fill, struct fill_block *block)
 {
 	pthread_mutex_lock(&fill->shared->prefetch_mutex);
 	prefetch_return(&fill->shared->prefetch, &block->block);
@@ -125,12 +130,12 @@ static bool ask_for_block(struct fill *fill)
 	block->used = true;
 	list_runs(fill, block);
 	if (block->runs == 0) { /* filled in between */
-		return_block(fill, block);
+		fill_return_block(fill, block);
 		return true;
 	}
 	if (channel_send(fill->channel, NULL, 0, block->grants, block->runs * FRAME_BYTES,
 			 COOKIE(index)) < 0) {
-		return_block(fill, block);
+		fill_return_block(fill, block);
 		return false;
 	}
 	block->sending = true;
@@ -178,55 +183,56 @@ static void measure(struct fill *fill, uint64_t bytes)
 	fill->rate_bytes = 0;
 }
 
-static void install_run(struct fill *fill, uint64_t first, uint64_t count, const uint8_t *bytes)
+static void install_run(struct fill *fill, size_t region, uint64_t first, uint64_t count,
+			const uint8_t *bytes)
 {
 	uint64_t installed = 0;
 
 	if (!count)
 		return;
-	if (install_pages(&fill->shared->install, fill->frame.region, first, count, bytes,
-			  &installed, &fill->counters) < 0)
+	if (install_pages(&fill->shared->install, region, first, count, bytes, &installed,
+			  &fill->counters) < 0)
 		session_wake(&fill->shared->session);
 	counter_add(&fill->counters.pushed, installed);
-	trace_run(fill->lane, fill->frame.region, first, count, TRACE_RUN_PUSHED);
+	trace_run(fill->lane, (unsigned)region, first, count, TRACE_RUN_PUSHED);
 }
 
-/* Whether the copy of a page that has come was asked for when the page was a suspect already. What
- * nobody asked for (a hole told) was not. */
-static bool asked_again(const struct fill *fill, uint64_t page)
+/* Whether the copy of a page that has come was asked for, with that block, when the page was a
+ * suspect already. */
+static bool asked_again(const struct fill_block *block, size_t region, uint64_t page)
 {
-	if (!fill->order_count || fill->frame.flags & FRAME_FLAG_HOLE)
-		return false;
-	const struct fill_block *block = fill->blocks[fill->order[fill->order_head]];
-	if (fill->frame.region != block->block.region || page < block->block.first ||
+	if (!block || region != block->block.region || page < block->block.first ||
 	    page - block->block.first >= block->block.count)
 		return false;
 	return block->suspects[page / 64 - block->block.first / 64] >> (page % 64) & 1;
 }
 
-static void suspect(struct fill *fill, uint64_t page)
+/* The block whose grants are being answered. */
+static const struct fill_block *answered_block(const struct fill *fill)
 {
-	checker_suspect(fill->shared, fill->frame.region, page, asked_again(fill, page));
+	return fill->order_count ? fill->blocks[fill->order[fill->order_head]] : NULL;
 }
 
-static void take_pages(struct fill *fill, uint64_t first, unsigned count, const uint8_t *bytes)
+void fill_take_pages(struct fill *fill, const struct fill_block *block, size_t region,
+		     uint64_t first, unsigned count, const uint8_t *bytes)
 {
 	struct target_shared *shared = fill->shared;
-	uint64_t page_bytes = shared->memory.regions[fill->frame.region].page_bytes;
+	uint64_t page_bytes = shared->memory.regions[region].page_bytes;
 	uint64_t wrong = 0;
 
 	counter_add(&fill->counters.payload_bytes, count * page_bytes);
 	measure(fill, count * page_bytes);
-	if (!session_in_epoch(&shared->session, fill->frame.epoch))
-		return;
-	if (shared->session.verify && checker_pages(&fill->checker, fill->frame.region, first,
-						    count, bytes, &wrong, &fill->counters) < 0)
+	if (shared->session.verify &&
+	    checker_pages(&fill->checker, region, first, count, bytes, &wrong, &fill->counters) < 0)
 		return;
 	uint64_t right = bits_mask(0, count) & ~wrong;
 	for (struct bits_run run = bits_take_run(&right); run.count; run = bits_take_run(&right))
-		install_run(fill, first + run.first, run.count, bytes + run.first * page_bytes);
-	for (; wrong; wrong &= wrong - 1)
-		suspect(fill, first + (unsigned)__builtin_ctzll(wrong));
+		install_run(fill, region, first + run.first, run.count,
+			    bytes + run.first * page_bytes);
+	for (; wrong; wrong &= wrong - 1) {
+		uint64_t page = first + (unsigned)__builtin_ctzll(wrong);
+		checker_suspect(shared, region, page, asked_again(block, region, page));
+	}
 }
 
 static void place_zeros(struct fill *fill, uint64_t first, uint64_t count)
@@ -255,7 +261,11 @@ static void check_zeros(struct fill *fill, uint64_t first, uint64_t count)
 		check_zeros(fill, first, count / 2);
 		check_zeros(fill, first + count / 2, count - count / 2);
 	} else if (zero == 0) {
-		suspect(fill, first);
+		/* What nobody asked for (a hole told) was not asked for again. */
+		checker_suspect(
+			fill->shared, fill->frame.region, first,
+			!(fill->frame.flags & FRAME_FLAG_HOLE) &&
+				asked_again(answered_block(fill), fill->frame.region, first));
 	}
 }
 
@@ -286,9 +296,14 @@ static bool end_grant(struct fill *fill, const struct frame *frame)
 	    block->range[block->next_end].first != frame->first_page ||
 	    block->range[block->next_end].count != frame->page_count)
 		return false;
+	if (block->described)
+		measure(fill, 0);
 	if (++block->next_end < block->runs)
 		return true;
-	return_block(fill, block);
+	if (block->described)
+		pull_add(fill, fill->order[fill->order_head]);
+	else
+		fill_return_block(fill, block);
 	fill->order_head = (fill->order_head + 1) % FILL_BLOCKS_MAX;
 	fill->order_count--;
 	return true;
@@ -348,7 +363,9 @@ static size_t fill_received(void *user, const uint8_t *data, size_t bytes)
 					     fill->left * region->page_bytes - (bytes - used));
 				break;
 			}
-			take_pages(fill, first, unit, data + used);
+			if (session_in_epoch(&fill->shared->session, fill->frame.epoch))
+				fill_take_pages(fill, answered_block(fill), fill->frame.region,
+						first, unit, data + used);
 			used += unit * region->page_bytes;
 			fill->left -= unit;
 			continue;
@@ -375,8 +392,10 @@ static void fill_closed(void *user, int error)
 		     error ? strerror(-error) : "closed by the peer");
 }
 
-static const struct channel_events fill_events = {
-	.received = fill_received, .sent = fill_sent, .closed = fill_closed};
+static const struct channel_events fill_events = {.received = fill_received,
+						  .sent = fill_sent,
+						  .closed = fill_closed,
+						  .read_done = pull_done};
 
 /* --- The thread ---------------------------------------------------------------------------------
  */
@@ -392,6 +411,7 @@ static void fill_end(void *user)
 	if (fill->channel)
 		channel_free(fill->channel);
 	fill->channel = fill->check_channel = NULL;
+	pull_close(fill);
 	for (unsigned i = 0; i < FILL_BLOCKS_MAX; i++) {
 		free(fill->blocks[i]);
 		fill->blocks[i] = NULL;
@@ -416,6 +436,8 @@ static int fill_begin(void *user, struct ring *ring)
 		result = channel_bind(fill->channel, ring, &fill_events, fill, room);
 	if (result == 0)
 		result = preamble_send(fill->channel, &shared->session, ATTACH_STREAM, fill->index);
+	if (result == 0)
+		pull_open(fill);
 	if (result < 0)
 		fill_end(fill);
 	return result;
@@ -430,10 +452,12 @@ static int64_t fill_pump(void *user)
 	if (fill->dead || (shared->session.verify && fill->checker.dead) ||
 	    !atomic_load(&shared->granting) || !atomic_load(&shared->push))
 		return -1;
+	pull_pump(fill);
 	while (fill->order_count < fill->window && channel_room(fill->channel))
 		if (!ask_for_block(fill))
 			break;
-	return fill->order_count || !pagemap_missing(&shared->map) ? -1 : IDLE_NS;
+	return fill->order_count || fill->pull.count || !pagemap_missing(&shared->map) ? -1
+										       : IDLE_NS;
 }
 
 static const struct worker_ops fill_ops = {.begin = fill_begin, .pump = fill_pump, .end = fill_end};

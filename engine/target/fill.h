@@ -30,12 +30,31 @@ struct fill_block {
 	unsigned next_end; /* index of the grant that ends next */
 	bool sending;      /* `grants` belongs to the channel */
 	bool used;
+	bool described;   /* some grant asked only what is zero: the rest is to be READ */
+	unsigned reading; /* READs of it under way */
 	/* Those of its pages that were suspects when the grants were made, by words of the map. */
 	uint64_t suspects[FILL_BLOCK_WORDS];
 	struct {
 		uint64_t first, count;
 	} range[FILL_BLOCK_RUNS];
 	uint8_t grants[FILL_BLOCK_RUNS * FRAME_BYTES];
+};
+
+/* The READs of a stream; see pull.c. */
+#define PULL_READS_MAX 64u
+
+struct pull {
+	struct landing landing; /* all zero: nothing is READ */
+	size_t slot_bytes;
+	unsigned slots;
+	uint64_t busy; /* slots that belong to the device */
+	struct {
+		uint64_t first, count; /* pages */
+		unsigned block;
+	} slot[PULL_READS_MAX];
+	unsigned order[FILL_BLOCKS_MAX]; /* ring of the blocks to READ from, oldest first */
+	unsigned head, count;
+	uint64_t at; /* page of the oldest that comes next; UINT64_MAX: its first */
 };
 
 struct fill {
@@ -60,6 +79,7 @@ struct fill {
 		granted_bytes;             /* when the oldest of an idle stream's grants went out */
 	uint64_t round_trip_ns;            /* shortest seen from GRANT to its end, idle stream */
 	uint64_t rate_from_ns, rate_bytes; /* of the current measurement of the rate */
+	struct pull pull;
 	struct page_counters counters;
 	counter memory_bytes; /* of this thread beyond the struct */
 };
@@ -68,5 +88,24 @@ struct fill {
 int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	       struct channel *channel, struct channel *check_channel);
 void fill_stop(struct fill *fill);
+
+/* --- Shared by fill.c and pull.c
+ * ------------------------------------------------------------------------ */
+
+/* Pages have come, as answers to what was asked for with `block` (or NULL): checks and installs
+ * them. At most 64, bounded by what one ioctl should cover. */
+void fill_take_pages(struct fill *fill, const struct fill_block *block, size_t region,
+		     uint64_t first, unsigned count, const uint8_t *bytes);
+/* All that was asked for of it has come, or never will. */
+void fill_return_block(struct fill *fill, struct fill_block *block);
+
+void pull_open(struct fill *fill);
+void pull_close(struct fill *fill); /* after the channel */
+/* Whether absent pages from `first` on are to be described only; shortens the run to those. */
+bool pull_grant(struct fill *fill, struct fill_block *block, uint64_t first, uint64_t *count);
+/* The grants of a block were answered: READs what is still absent, and returns it. */
+void pull_add(struct fill *fill, unsigned block);
+void pull_pump(struct fill *fill);
+void pull_done(void *user, uint64_t cookie, int error);
 
 #endif

@@ -140,7 +140,7 @@ static int open_memory(struct target *target, struct jaunt_error *error)
 				 strerror(-result));
 	target->map_open = true;
 	if ((result = install_open(&shared->install, &shared->memory, &shared->map)) < 0 ||
-	    (result = note_demanded(target)) < 0)
+	    (result = note_demanded(target)) < 0 || (result = target_open_reads(target)) < 0)
 		return error_set(error, -result, "no-memory", "room for the engine: %s",
 				 strerror(-result));
 	target->install_open = true;
@@ -363,6 +363,7 @@ void target_unprepare(struct target *target)
 		checker_forget_suspects(shared);
 		pagemap_close(&shared->map);
 	}
+	reads_close(&shared->reads);
 	if (target->memory_open)
 		guestmem_close(&shared->memory);
 	target->install_open = target->map_open = target->memory_open = false;

@@ -47,6 +47,8 @@ static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jau
 		return error_set(error, EPROTO, "protocol",
 				 "the source switches over before all of its channels have come");
 	migration_phase(&target->base, JAUNT_PHASE_SWITCHOVER);
+	if (target_forget_exposed(target, freeze, error) < 0)
+		return -error->code;
 	atomic_store(&target->shared.session.epoch, freeze->epoch);
 	if (freeze->complete_first)
 		target_grant(target);

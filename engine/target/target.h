@@ -112,6 +112,17 @@ int target_await_remainder(struct target *target, struct jaunt_error *error);
 /* Until every page is present; the outcome. */
 int target_serve_postcopy(struct target *target, struct jaunt_error *error);
 
+/* --- exposed.c: memory of the source that may be READ
+ * ------------------------------------------------- */
+
+/* Makes room to note it, if the link's transport can READ. -ENOMEM. */
+int target_open_reads(struct target *target);
+/* Whether the message told of such memory; then it was taken. */
+bool target_take_exposed(struct target *target, const Jaunt__Control *message);
+/* What FREEZE takes back; before the epoch begins. */
+int target_forget_exposed(struct target *target, const Jaunt__Freeze *freeze,
+			  struct jaunt_error *error);
+
 /* --- report.c: figures
  * ------------------------------------------------------------------------------- */
 

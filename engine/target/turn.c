@@ -123,7 +123,8 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 		control_free(*message);
 		return 0;
 	}
-	if (result == 1 && (is_pong(*message) || answer_ping(target, *message))) {
+	if (result == 1 && (is_pong(*message) || answer_ping(target, *message) ||
+			    target_take_exposed(target, *message))) {
 		control_free(*message);
 		return 0;
 	}

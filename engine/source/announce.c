@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the target hears of exposed memory: chunks as they are registered, before the pause and
+ * after COMMIT; and with FREEZE, those that are stale.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/source/source.h"
+#include "engine/trace.h"
+
+#define CHUNKS_A_MESSAGE 1024u
+#define LOOK_NS          100000000u
+
+static void chunks_ready(void *user)
+{
+	struct source *source = user;
+	session_wake(&source->shared.session);
+}
+
+void source_tell_exposed(struct source *source)
+{
+	struct expose_told told[CHUNKS_A_MESSAGE];
+	Jaunt__Chunk chunks[CHUNKS_A_MESSAGE], *list[CHUNKS_A_MESSAGE];
+	size_t count;
+
+	while (!source->link.closed &&
+	       (count = expose_take(&source->expose, told, CHUNKS_A_MESSAGE))) {
+		Jaunt__Control message = JAUNT__CONTROL__INIT;
+		Jaunt__Exposed exposed = JAUNT__EXPOSED__INIT;
+		for (size_t i = 0; i < count; i++) {
+			list[i] = &chunks[i];
+			jaunt__chunk__init(&chunks[i]);
+			chunks[i].region = (uint32_t)told[i].region;
+			chunks[i].first_page = told[i].first;
+			chunks[i].page_count = told[i].count;
+			chunks[i].address = told[i].address;
+			chunks[i].key = told[i].key;
+		}
+		exposed.chunks = list;
+		exposed.n_chunks = count;
+		message.message_case = JAUNT__CONTROL__MESSAGE_EXPOSED;
+		message.exposed = &exposed;
+		if (link_send(&source->link, &message) < 0)
+			return;
+	}
+}
+
+static void trace_pass(struct source *source)
+{
+	struct expose_figures figures;
+	struct jaunt_error why;
+
+	expose_figures(&source->expose, &figures);
+	trace_event(source->base.lane, "exposed",
+		    "%" PRIu64 " MiB registered (%" PRIu64 " MiB of it were holes) in %.1f ms, "
+		    "estimated %.1f ms",
+		    figures.bytes >> 20, figures.hole_bytes >> 20, (double)figures.took_ns / 1e6,
+		    (double)figures.estimate_ns / 1e6);
+	if (expose_why(&source->expose, &why))
+		trace_event(source->base.lane, "expose", "%s", why.text);
+}
+
+int source_expose(struct source *source, struct jaunt_error *error)
+{
+	if (!source->takes_read || !channel_can_read(source->link.channel))
+		return 0;
+	int result = expose_start(&source->expose, &source->shared.memory, source->link.channel,
+				  chunks_ready, source);
+	if (result < 0) { /* then all is fetched by message */
+		trace_event(source->base.lane, "expose", "the registration did not start");
+		return 0;
+	}
+	/* The guest runs meanwhile: what this takes is no part of its downtime. */
+	for (;;) {
+		Jaunt__Control *message;
+		bool finished = expose_finished(&source->expose);
+		source_tell_exposed(source);
+		if (finished)
+			break;
+		uint64_t until = clock_ns() + LOOK_NS;
+		result = source_next(source, until, &message, error);
+		if (result == 1) {
+			result = source_unexpected(message, error);
+			control_free(message);
+		} else if (error->code == ETIMEDOUT && clock_ns() >= until) {
+			error_clear(error);
+			result = 0;
+		}
+		if (result < 0)
+			return result;
+	}
+	trace_pass(source);
+	return 0;
+}
+
+int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze)
+{
+	uint64_t room = source->expose.block_count + JAUNT_MAX_REGIONS + 1;
+
+	freeze->unexposed = NULL;
+	freeze->n_unexposed = 0;
+	if (!source->expose.block_count)
+		return 0;
+	if (room > CONTROL_RUNS_MAX)
+		room = CONTROL_RUNS_MAX;
+	struct expose_told *told = malloc(room * sizeof(*told));
+	size_t count = told ? expose_freeze(&source->expose, told, room) : 0;
+	Jaunt__Run *runs = malloc(count * sizeof(*runs) + 1);
+	Jaunt__Run **list = malloc(count * sizeof(Jaunt__Run *) + 1);
+	if (!told || !runs || !list) {
+		free(told);
+		free(runs);
+		free(list);
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < count; i++) {
+		list[i] = &runs[i];
+		jaunt__run__init(&runs[i]);
+		runs[i].region = (uint32_t)told[i].region;
+		runs[i].first_page = told[i].first;
+		runs[i].page_count = told[i].count;
+	}
+	free(told);
+	freeze->unexposed = list;
+	freeze->n_unexposed = count;
+	if (!count)
+		free(runs);
+	return 0;
+}
+
+void source_freeze_forget(Jaunt__Freeze *freeze)
+{
+	if (freeze->n_unexposed)
+		free(freeze->unexposed[0]); /* all runs are one allocation */
+	free(freeze->unexposed);
+	freeze->unexposed = NULL;
+	freeze->n_unexposed = 0;
+}
