@@ -449,7 +449,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	source->shared.session.verify = source->base.options.verify;
 	source->stream_count = source->base.options.streams;
 	source->shared.streams = source->stream_count;
-	atomic_store(&source->shared.paced, source->base.options.bandwidth_bytes_per_s != 0);
+	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);
 	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
 		    0 ||
 	    (result = open_control(source, error)) < 0 || (result = greet(source, error)) < 0 ||
