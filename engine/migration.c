@@ -171,6 +171,7 @@ void migration_fini(struct jaunt_migration *migration)
 	trace_close(migration->trace, NULL);
 	free((char *)migration->options.peer);
 	free((char *)migration->options.tracker);
+	free(migration->decisions);
 	pthread_mutex_destroy(&migration->mutex);
 }
 
@@ -284,6 +285,33 @@ void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_stat
 		status->throughput_bytes_per_s =
 			(double)status->payload_bytes * 1e9 / (double)(now - migration->switch_ns);
 	pthread_mutex_unlock(&migration->mutex);
+}
+
+void migration_decided(struct jaunt_migration *migration, const struct jaunt_decision *decision)
+{
+	pthread_mutex_lock(&migration->mutex);
+	if (!migration->decisions)
+		migration->decisions = calloc(JAUNT_DECISIONS_MAX, sizeof(*migration->decisions));
+	if (migration->decisions) {
+		if (migration->decision_count < JAUNT_DECISIONS_MAX)
+			migration->decision_count++;
+		migration->decisions[migration->decision_count - 1] = *decision;
+	}
+	pthread_mutex_unlock(&migration->mutex);
+}
+
+size_t jaunt_migration_decisions(struct jaunt_migration *migration, size_t from,
+				 struct jaunt_decision *out, size_t room)
+{
+	size_t count = 0;
+
+	pthread_mutex_lock(&migration->mutex);
+	while (from + count < migration->decision_count && count < room) {
+		out[count] = migration->decisions[from + count];
+		count++;
+	}
+	pthread_mutex_unlock(&migration->mutex);
+	return count;
 }
 
 int jaunt_migration_cancel(struct jaunt_migration *migration, struct jaunt_error *error)

@@ -44,6 +44,8 @@ struct jaunt_migration {
 	bool committed; /* source: COMMIT recorded; target: COMMIT heard */
 	bool ended;
 	uint64_t started_ns, switch_ns, ended_ns;
+	struct jaunt_decision *decisions; /* JAUNT_DECISIONS_MAX of them, made with the first */
+	size_t decision_count;
 
 	/* Requests; the thread in run() looks at them whenever it is woken. */
 	_Atomic bool cancel;
@@ -69,6 +71,8 @@ void migration_blocked(struct jaunt_migration *migration, const struct jaunt_err
 void migration_unblocked(struct jaunt_migration *migration);
 /* Whether the mode copies memory while the VM still runs at the source. */
 bool migration_has_rounds(const char *mode);
+/* Keeps a decision for whoever asks. */
+void migration_decided(struct jaunt_migration *migration, const struct jaunt_decision *decision);
 /* The outcome is final: sets phase, place and reason, and returns `outcome`. */
 int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 		  enum jaunt_place place, const struct jaunt_error *error);

@@ -49,14 +49,15 @@
 #define LINE_MAX_BYTES  (6 * (TRACE_TEXT_MAX + 256) + 512)
 #define LANE_NAME_BYTES 32u
 
-enum record_kind { RECORD_FAULT, RECORD_GRANT, RECORD_RUN, RECORD_EVENT };
+enum record_kind { RECORD_FAULT, RECORD_GRANT, RECORD_RUN, RECORD_EVENT, RECORD_OBJECT };
 
 struct record {
 	uint64_t ns;
-	uint64_t first; /* page; of an event: the pointer to its text */
+	uint64_t first; /* page; of an event: the pointer to its text; of an object: to its members
+			 */
 	uint64_t count;
 	uint64_t done_ns;
-	uint64_t name; /* of an event: the pointer to its name, within the same allocation */
+	uint64_t name; /* of both: the pointer to the name, within the same allocation */
 	uint16_t region;
 	uint16_t kind;
 	uint32_t detail; /* answer, fate or stream */
@@ -221,6 +222,25 @@ void trace_put_event(struct trace_lane *lane, const char *name, const char *form
 		free(text);
 }
 
+void trace_put_object(struct trace_lane *lane, const char *what, const char *members)
+{
+	size_t bytes = strlen(members) + 1, name_bytes = strnlen(what, LANE_NAME_BYTES - 1);
+	char *text = bytes <= TRACE_MEMBERS_MAX ? malloc(bytes + LANE_NAME_BYTES) : NULL;
+
+	if (!text) {
+		drop(lane);
+		return;
+	}
+	memcpy(text, members, bytes);
+	memcpy(text + bytes, what, name_bytes);
+	text[bytes + name_bytes] = '\0';
+	if (!put(lane, &(struct record){.ns = clock_ns(),
+					.first = (uintptr_t)text,
+					.name = (uintptr_t)(text + bytes),
+					.kind = RECORD_OBJECT}))
+		free(text);
+}
+
 /* --- Formatting
  * -------------------------------------------------------------------------------------- */
 
@@ -242,7 +262,13 @@ static void add_record(struct trace *trace, const struct trace_lane *lane,
 					    [RECORD_RUN] = "{\"what\":\"run\",\"ns\":",
 					    [RECORD_EVENT] = "{\"what\":\"event\",\"ns\":"};
 
-	jsonline_bytes(&trace->line, kinds[record->kind], strlen(kinds[record->kind]));
+	if (record->kind == RECORD_OBJECT) {
+		jsonline_literal(&trace->line, "{\"what\":");
+		jsonline_string(&trace->line, (const char *)(uintptr_t)record->name);
+		jsonline_literal(&trace->line, ",\"ns\":");
+	} else {
+		jsonline_bytes(&trace->line, kinds[record->kind], strlen(kinds[record->kind]));
+	}
 	jsonline_number(&trace->line, record->ns);
 	jsonline_literal(&trace->line, ",\"lane\":");
 	jsonline_string(&trace->line, lane->name);
@@ -274,6 +300,12 @@ static void add_record(struct trace *trace, const struct trace_lane *lane,
 		jsonline_literal(&trace->line, ",\"text\":");
 		jsonline_string(&trace->line, (const char *)(uintptr_t)record->first);
 		break;
+	case RECORD_OBJECT: {
+		const char *members = (const char *)(uintptr_t)record->first;
+		jsonline_literal(&trace->line, ",");
+		jsonline_bytes(&trace->line, members, strlen(members));
+		break;
+	}
 	}
 	jsonline_literal(&trace->line, "}\n");
 }
@@ -336,7 +368,7 @@ static void drain(struct trace *trace, struct trace_lane *lane)
 			add_record(trace, lane, record);
 			trace->written++;
 		}
-		if (record->kind == RECORD_EVENT)
+		if (record->kind == RECORD_EVENT || record->kind == RECORD_OBJECT)
 			free((void *)(uintptr_t)record->first);
 		/* Often enough that a producer in full flight sees room early. Pairs with the
 		 * acquire in put(). */

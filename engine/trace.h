@@ -22,6 +22,7 @@
 #define TRACE_LANES_MAX    96u
 #define TRACE_LANE_RECORDS (1u << 16) /* 3 MiB a lane, made at its first record */
 #define TRACE_TEXT_MAX     1024u      /* bytes of an event's text; the rest is cut */
+#define TRACE_MEMBERS_MAX  6144u      /* bytes of an object's members */
 
 struct trace;
 struct trace_lane;
@@ -81,6 +82,9 @@ void trace_put_run(struct trace_lane *lane, unsigned region, uint64_t first, uin
 		   enum trace_fate fate);
 void trace_put_event(struct trace_lane *lane, const char *name, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* A line of its own kind: `members` are those of a JSON object, without its braces, which the
+ * caller has made well. Longer than TRACE_MEMBERS_MAX: dropped. */
+void trace_put_object(struct trace_lane *lane, const char *what, const char *members);
 
 /* A fault read at read_ns and answered at done_ns. */
 static inline void trace_fault(struct trace_lane *lane, unsigned region, uint64_t page,

@@ -243,6 +243,36 @@ struct jaunt_status {
 	uint64_t engine_bytes; /* memory of the engine beyond guest RAM */
 };
 
+/* One way to go on, as it was predicted while the VM still ran at the source. */
+struct jaunt_prediction {
+	const char *way;              /* "finish", "rounds+finish", "switch", "rounds+switch" */
+	bool allowed;                 /* by the mode */
+	bool in_limits;               /* and it keeps the limits */
+	unsigned rounds;              /* how many more */
+	double downtime_ms, stall_ms; /* from then on; stall includes downtime */
+	double total_ms;              /* since the command */
+	double cost_ms;
+};
+#define JAUNT_WAYS 4
+
+/* What was decided, and from what. */
+struct jaunt_decision {
+	double at_ms; /* since the command */
+	unsigned round;
+	bool round_ended;
+	uint64_t left_bytes;                        /* of the round */
+	uint64_t dirty_bytes;                       /* beside those, known to be dirty */
+	double dirty_bytes_per_s, dirty_confidence; /* estimated, like the next two */
+	double working_set_bytes;
+	double bandwidth_bytes_per_s;
+	struct jaunt_prediction ways[JAUNT_WAYS];
+	const char *action; /* "continue", "switch", "finish", "abort" */
+	const char *way;    /* the chosen one; "": none keeps the limits */
+	unsigned throttle;  /* percent of the time that vCPUs are held */
+	char reason[240];
+};
+#define JAUNT_DECISIONS_MAX 64
+
 /* --- One side of one migration -----------------------------------------------------------------
  */
 
@@ -266,6 +296,11 @@ void *jaunt_migration_vm(struct jaunt_migration *migration);
 
 /* These may be called from any thread while it runs. */
 void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_status *status);
+/* Source: the decisions so far, from the from-th on: the first, the one at the end of each round,
+ * and those that changed something; of more than JAUNT_DECISIONS_MAX the last replaces its
+ * predecessor. Returns how many were written to `out`. */
+size_t jaunt_migration_decisions(struct jaunt_migration *migration, size_t from,
+				 struct jaunt_decision *out, size_t room);
 /* Until COMMIT; afterwards -EBUSY, with the reason in `error`. */
 int jaunt_migration_cancel(struct jaunt_migration *migration, struct jaunt_error *error);
 /* Gives the migration up whatever its state, losing what only it holds. */

@@ -106,6 +106,27 @@ Test(trace, an_empty_one_has_a_first_and_a_last_line)
 	json_decref(all);
 }
 
+Test(trace, an_object_is_a_line_of_its_own_kind)
+{
+	char long_members[TRACE_MEMBERS_MAX + 64];
+	struct trace *trace = opened();
+	struct trace_lane *lane = trace_lane(trace, "main");
+	trace_put_object(lane, "decision", "\"round\":3,\"ways\":{\"finish\":1}");
+	memset(long_members, ' ', sizeof(long_members) - 1);
+	long_members[sizeof(long_members) - 1] = '\0';
+	trace_put_object(lane, "decision", long_members);
+	closed(trace);
+
+	json_t *all = lines();
+	cr_assert_eq(json_array_size(all), 3);
+	cr_assert_str_eq(text_of(all, 1, "what"), "decision");
+	cr_assert_str_eq(text_of(all, 1, "lane"), "main");
+	cr_assert_eq(number_of(all, 1, "round"), 3);
+	cr_assert_gt(number_of(all, 1, "ns"), 0);
+	cr_assert_eq(number_of(all, 2, "dropped"), 1);
+	json_decref(all);
+}
+
 Test(trace, every_kind_of_record_comes_out_in_order_with_all_it_was_told)
 {
 	struct trace *trace = opened();
