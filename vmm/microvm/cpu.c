@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Setting KVM up: the VM with its one memory slot, vCPUs that see the CPUID leaves of vm->cpuid,
+ * Setting KVM up: the VM with its memory slots, vCPUs that see the CPUID leaves of vm->cpuid,
  * and the registers of a vCPU that has not run.
  *
  * The guest runs at CPL 3 from its first instruction, with IOPL 3 so that it may use ports: nested
@@ -44,6 +44,9 @@ static const uint32_t wanted_msrs[] = {
 	0x3b,       /* TSC_ADJUST */
 	0x10,       /* TSC */
 };
+
+#define LEAST_SLOT GIB(1)
+#define MOST_SLOTS 64u
 
 static int open_kvm(struct jaunt_error *error)
 {
@@ -98,14 +101,32 @@ static int find_msrs(struct microvm *vm, struct jaunt_error *error)
 	return 0;
 }
 
-static int create_slot(struct microvm *vm, struct jaunt_error *error)
+struct kvm_userspace_memory_region cpu_slot(const struct microvm *vm, unsigned index)
 {
-	struct kvm_userspace_memory_region slot = {.memory_size = vm->memory_bytes,
-						   .userspace_addr = (uintptr_t)vm->view};
-	if (!ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot))
-		return 0;
-	return error_set(error, errno, "kvm", "KVM memory slot of %" PRIu64 " MiB: %s",
-			 vm->memory_bytes >> 20, strerror(errno));
+	uint64_t start = index * vm->slot_bytes, left = vm->memory_bytes - start;
+	return (struct kvm_userspace_memory_region){
+		.slot = index,
+		.guest_phys_addr = start,
+		.memory_size = left < vm->slot_bytes ? left : vm->slot_bytes,
+		.userspace_addr = (uintptr_t)vm->view + start};
+}
+
+/* Several, so that the dirty log of what a sparse VM does not use need not be read; not too many,
+ * since each takes 0.3 ms to make for a VM with a TiB. */
+static int create_slots(struct microvm *vm, struct jaunt_error *error)
+{
+	vm->slot_bytes = LEAST_SLOT;
+	while (vm->slot_bytes * MOST_SLOTS < vm->memory_bytes)
+		vm->slot_bytes *= 2;
+	vm->slot_count = (unsigned)((vm->memory_bytes + vm->slot_bytes - 1) / vm->slot_bytes);
+	for (unsigned i = 0; i < vm->slot_count; i++) {
+		struct kvm_userspace_memory_region slot = cpu_slot(vm, i);
+		if (ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot))
+			return error_set(error, errno, "kvm",
+					 "KVM memory slot of %" PRIu64 " MiB: %s",
+					 (uint64_t)slot.memory_size >> 20, strerror(errno));
+	}
+	return 0;
 }
 
 int cpu_open(struct microvm *vm, struct jaunt_error *error)
@@ -134,12 +155,14 @@ int cpu_open(struct microvm *vm, struct jaunt_error *error)
 	failed = cpuid_check_address(vm->cpuid, vm->memory_bytes, error);
 	if (failed || (failed = find_msrs(vm, error)))
 		return failed;
-	return create_slot(vm, error);
+	failed = track_open(vm, error);
+	return failed ? failed : create_slots(vm, error);
 }
 
 void cpu_close(struct microvm *vm)
 {
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
+		track_close_vcpu(&vm->vcpus[i]);
 		if (vm->vcpus[i].run)
 			munmap(vm->vcpus[i].run, vm->run_bytes);
 		if (vm->vcpus[i].fd >= 0)
@@ -187,7 +210,9 @@ int cpu_create_vcpu(struct vcpu *vcpu, struct jaunt_error *error)
 	vcpu->run = run;
 	if (vm->sync_registers)
 		vcpu->run->kvm_valid_regs = KVM_SYNC_X86_REGS;
-	int failed = set_tsc_frequency(vcpu, error);
+	int failed = track_create_vcpu(vcpu, error);
+	if (!failed)
+		failed = set_tsc_frequency(vcpu, error);
 	if (failed)
 		return failed;
 	struct kvm_cpuid2 *cpuid = cpuid_of_vcpu(vm->cpuid, vcpu->index);

@@ -120,6 +120,7 @@ static int create(void *context, const struct jaunt_description *wanted, void **
 					.page_bytes = described.page_bytes,
 					.workload = described.workload,
 					.thread_backed = described.thread_backed,
+					.tracking = host->tracking,
 					.discarded = host->discarded,
 					.discarded_context = host->context};
 	struct microvm *vm;

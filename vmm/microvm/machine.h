@@ -11,6 +11,7 @@
 #include "vmm/microvm/guest/abi.h"
 #include "vmm/microvm/guest/registers.h"
 #include "vmm/microvm/microvm.h"
+#include "vmm/microvm/track.h"
 
 /* What the vCPU threads are to do. */
 enum machine_order { MACHINE_PARK, MACHINE_RUN, MACHINE_EXIT };
@@ -32,6 +33,8 @@ struct vcpu {
 	/* KVM */
 	int fd;
 	struct kvm_run *run;
+	struct kvm_dirty_gfn *dirty_ring; /* track.lock; NULL: the VM has none */
+	uint32_t dirty_next;              /* track.lock: to be harvested next */
 	/* A thread of this process */
 	struct guest_thread guest;
 };
@@ -62,6 +65,9 @@ struct microvm {
 	struct kvm_cpuid2 *cpuid; /* what the guest sees, but for the vCPU's number */
 	uint32_t msrs[64];        /* those that are saved */
 	unsigned msr_count;
+	uint64_t slot_bytes; /* of memory in one slot of KVM's */
+	unsigned slot_count;
+	struct track track;
 
 	/* vcpus */
 	pthread_mutex_t lock;
@@ -115,6 +121,8 @@ static inline uint64_t memory_block(const struct vcpu *vcpu)
 int cpu_open(struct microvm *vm, struct jaunt_error *error);
 void cpu_close(struct microvm *vm);
 int cpu_create_vcpu(struct vcpu *vcpu, struct jaunt_error *error);
+/* What KVM is told of the i-th part of memory. */
+struct kvm_userspace_memory_region cpu_slot(const struct microvm *vm, unsigned index);
 /* Registers of a vCPU that begins with the guest program. */
 int cpu_begin(struct vcpu *vcpu, struct jaunt_error *error);
 

@@ -104,6 +104,7 @@ static struct microvm *allocate(const struct microvm_config *config)
 	vm->memory_fd = vm->kvm_fd = vm->vm_fd = -1;
 	read_boot_id(vm->boot_id);
 	init_locks(vm);
+	track_init(vm, config->tracking == MICROVM_DIRTY_RING, config->ring_entries);
 	for (unsigned i = 0; i < vm->vcpu_count; i++) {
 		vm->vcpus[i].vm = vm;
 		vm->vcpus[i].index = i;
@@ -178,6 +179,7 @@ void microvm_destroy(struct microvm *vm)
 	if (!vm)
 		return;
 	vcpu_end_threads(vm);
+	track_destroy(vm);
 	cpu_close(vm);
 	memory_destroy(vm);
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
@@ -350,4 +352,8 @@ const struct jaunt_vm_ops microvm_ops = {.driver = "microvm",
 					 .pause = pause_all,
 					 .save = save,
 					 .load = load,
-					 .resume = resume};
+					 .resume = resume,
+					 .track_start = track_start,
+					 .track_collect = track_collect,
+					 .track_stop = track_stop,
+					 .report_to = track_report_to};

@@ -31,6 +31,9 @@ struct microvm;
  * file; on a vCPU's thread, must be short. */
 typedef void microvm_discarded(void *context, uint64_t guest_address, uint64_t bytes);
 
+/* How KVM notes which pages vCPUs write: see track.h. */
+enum microvm_tracking { MICROVM_DIRTY_LOG, MICROVM_DIRTY_RING };
+
 struct microvm_config {
 	const char *name;
 	uint64_t memory_bytes; /* a multiple of 2 MiB, at least 64 MiB */
@@ -40,6 +43,8 @@ struct microvm_config {
 	/* vCPUs are threads of this process that run the workload without KVM: for sanitizers and
 	 * hosts without KVM. Only when asked for. */
 	bool thread_backed;
+	enum microvm_tracking tracking;
+	uint32_t ring_entries; /* of a vCPU's dirty ring, a power of two; 0: all that KVM gives */
 	microvm_discarded *discarded; /* NULL: nobody to tell */
 	void *discarded_context;
 };
@@ -127,7 +132,8 @@ extern const struct jaunt_vm_ops microvm_ops; /* `vm` is a struct microvm */
 struct microvm_host {
 	const char *name;         /* of the VM here; NULL: the name at the source */
 	bool allow_thread_backed; /* accept a VM whose vCPUs are threads */
-	const char *root;         /* where /proc and /sys are, NULL: "" (tests give another) */
+	enum microvm_tracking tracking;
+	const char *root; /* where /proc and /sys are, NULL: "" (tests give another) */
 	/* The hooks may be NULL; `destroyed` comes before the VM is. */
 	void (*created)(void *context, struct microvm *vm);
 	void (*destroyed)(void *context, struct microvm *vm);

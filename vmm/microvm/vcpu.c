@@ -264,8 +264,7 @@ static void give_back(struct vcpu *vcpu, uint64_t page, uint64_t pages)
 		vcpu_crash(vcpu, "madvise(MADV_REMOVE): %s", strerror(errno));
 		return;
 	}
-	if (vm->discarded)
-		vm->discarded(vm->discarded_context, address, bytes);
+	track_discarded(vm, address, bytes);
 }
 
 static void report(struct vcpu *vcpu, const uint64_t arguments[6])

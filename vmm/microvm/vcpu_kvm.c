@@ -89,6 +89,8 @@ void cpu_run(struct vcpu *vcpu)
 		} else if (vcpu->run->exit_reason == KVM_EXIT_IO) {
 			answer_port(vcpu);
 			port_open = true;
+		} else if (vcpu->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
+			track_ring_full(vcpu);
 		} else if (vcpu->run->exit_reason != KVM_EXIT_INTR) {
 			report_exit(vcpu);
 		}

@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * No write is missed. The test does what a migration does: a copy of all memory, then in rounds of
+ * what trackers and discards report, taken while the vCPUs write. Again and again the VM is paused,
+ * the rest collected and copied, and then the copy must equal the memory, byte by byte.
+ */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine/source/tracker.h"
+#include "harness.h"
+
+TestSuite(track, .timeout = 120);
+
+#define MIB (UINT64_C(1) << 20)
+
+struct copy {
+	struct microvm *vm;
+	struct guestmem memory;
+	struct dirty dirty;
+	struct tracker *tracker;
+	uint8_t *bytes;
+	uint64_t copied; /* pages, by rounds */
+};
+
+static void discarded(void *context, uint64_t guest_address, uint64_t bytes)
+{
+	struct copy *copy = context;
+	uint64_t page = copy->memory.region_count ? copy->memory.regions[0].page_bytes : 0;
+	if (page)
+		dirty_mark(&copy->dirty, 0, guest_address / page, bytes / page);
+}
+
+static void copy_pages(struct copy *copy, uint64_t first, uint64_t count)
+{
+	const struct guest_region *region = &copy->memory.regions[0];
+	uint8_t *to = copy->bytes + first * region->page_bytes;
+	if (region->hugetlb) /* holes are few, and reading them costs pages of the pool only */
+		memcpy(to, region->view + first * region->page_bytes, count * region->page_bytes);
+	else
+		cr_assert_eq(guestmem_read(region, first, count, to), 0);
+}
+
+static void copy_dirty(struct copy *copy)
+{
+	struct jaunt_error error = {0};
+	uint64_t first, count;
+	cr_assert_eq(tracker_collect(copy->tracker, &error), 0, "%s", error.text);
+	for (uint64_t from = 0; dirty_take(&copy->dirty, 0, from, UINT64_MAX, 512, &first, &count);
+	     from = first + count) {
+		copy_pages(copy, first, count);
+		copy->copied += count;
+	}
+}
+
+static void start_copy(struct copy *copy)
+{
+	struct jaunt_error error = {0};
+	cr_assert_eq(tracker_start(copy->tracker, &error), 0, "%s", error.text);
+	copy_pages(copy, 0, copy->memory.regions[0].pages);
+}
+
+static void expect_equal(const struct copy *copy)
+{
+	const struct guest_region *region = &copy->memory.regions[0];
+	uint64_t missed = 0, example = 0;
+	uint8_t *now = malloc(region->page_bytes);
+	for (uint64_t page = 0; page < region->pages; page++) {
+		if (region->hugetlb)
+			memcpy(now, region->view + page * region->page_bytes, region->page_bytes);
+		else
+			cr_assert_eq(guestmem_read(region, page, 1, now), 0);
+		if (memcmp(now, copy->bytes + page * region->page_bytes, region->page_bytes)) {
+			missed++;
+			example = page;
+		}
+	}
+	free(now);
+	cr_assert_eq(missed, 0, "%lu pages were written and not reported, page %lu is one", missed,
+		     example);
+}
+
+static void rest(unsigned ms)
+{
+	struct timespec time = {.tv_nsec = ms * 1000000L};
+	nanosleep(&time, NULL);
+}
+
+struct plan {
+	enum harness_backing backing;
+	enum microvm_tracking tracking;
+	enum tracker_kind kind;
+	const char *workload;
+	uint64_t page_bytes;
+	uint32_t ring_entries;
+	unsigned pauses, rounds, round_ms;
+};
+
+static void open_copy(struct copy *copy, const struct plan *plan)
+{
+	struct jaunt_error error = {0};
+	struct jaunt_description description;
+	struct microvm_config config = {.name = "test",
+					.memory_bytes = 64 * MIB,
+					.vcpus = 2,
+					.page_bytes = plan->page_bytes ? plan->page_bytes : 4096,
+					.workload = plan->workload,
+					.thread_backed = plan->backing == HARNESS_THREAD,
+					.tracking = plan->tracking,
+					.ring_entries = plan->ring_entries,
+					.discarded = discarded,
+					.discarded_context = copy};
+
+	harness_require(plan->backing);
+	int result = microvm_create(&copy->vm, &config, &error);
+	if (result && (strcmp(error.reason, "no-hugepages") == 0 ||
+		       strcmp(error.reason, "no-dirty-ring") == 0))
+		cr_skip("%s", error.text);
+	cr_assert(!result, "%s", error.text);
+	cr_assert(!microvm_ops.describe(copy->vm, &description, &error), "%s", error.text);
+	cr_assert_eq(guestmem_open(&copy->memory, &description, &error), 0, "%s", error.text);
+	cr_assert_eq(dirty_open(&copy->dirty, &copy->memory), 0);
+	copy->bytes = mmap(NULL, config.memory_bytes, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	cr_assert(copy->bytes != MAP_FAILED);
+	result = tracker_open(&copy->tracker, plan->kind, &microvm_ops, copy->vm, &copy->memory,
+			      &copy->dirty, &error);
+	if (result == -ENOTSUP)
+		cr_skip("%s", error.text);
+	cr_assert(!result, "%s", error.text);
+	cr_assert(!microvm_start(copy->vm, &error), "start: %s", error.text);
+	cr_assert(!microvm_wait_ready(copy->vm, HARNESS_PATIENCE_MS, &error), "ready: %s",
+		  error.text);
+}
+
+static void close_copy(struct copy *copy)
+{
+	tracker_close(copy->tracker);
+	microvm_destroy(copy->vm);
+	munmap(copy->bytes, copy->memory.bytes);
+	dirty_close(&copy->dirty);
+	guestmem_close(&copy->memory);
+}
+
+static void expect_follows(struct plan plan)
+{
+	static struct copy copy;
+	open_copy(&copy, &plan);
+	start_copy(&copy);
+	for (unsigned pause = 0; pause < plan.pauses; pause++) {
+		for (unsigned round = 0; round < plan.rounds; round++) {
+			rest(plan.round_ms);
+			copy_dirty(&copy);
+		}
+		harness_pause(copy.vm);
+		copy_dirty(&copy);
+		expect_equal(&copy);
+		harness_resume(copy.vm);
+	}
+	cr_expect_gt(copy.copied, 0);
+	/* Off and on again, as after a cancel. */
+	tracker_stop(copy.tracker);
+	rest(5);
+	start_copy(&copy);
+	rest(plan.round_ms);
+	copy_dirty(&copy);
+	harness_pause(copy.vm);
+	copy_dirty(&copy);
+	expect_equal(&copy);
+	tracker_stop(copy.tracker);
+	harness_resume(copy.vm);
+	harness_check(copy.vm);
+	close_copy(&copy);
+}
+
+static void expect_all_followed(struct plan plan)
+{
+	static const char *const workloads[] = {"random:ws=16m", "sweep:ws=16m", "kv:ws=16m",
+						"discard:ws=2m"};
+	for (size_t i = 0; i < sizeof workloads / sizeof workloads[0]; i++) {
+		plan.workload = workloads[i];
+		plan.pauses = 10;
+		plan.rounds = 4;
+		plan.round_ms = 2;
+		expect_follows(plan);
+	}
+}
+
+Test(track, the_dirty_log_misses_nothing)
+{
+	expect_all_followed((struct plan){.kind = TRACKER_DRIVER});
+}
+
+Test(track, the_dirty_ring_misses_nothing)
+{
+	expect_all_followed((struct plan){.tracking = MICROVM_DIRTY_RING, .kind = TRACKER_DRIVER});
+}
+
+/* Many times more pages than a ring has entries, between two collects. */
+Test(track, a_full_dirty_ring_loses_nothing)
+{
+	expect_follows((struct plan){.tracking = MICROVM_DIRTY_RING,
+				     .ring_entries = 1024,
+				     .kind = TRACKER_DRIVER,
+				     .workload = "sweep:ws=48m",
+				     .pauses = 5,
+				     .rounds = 2,
+				     .round_ms = 200});
+}
+
+static void expect_whole_pages(struct plan plan)
+{
+	plan.workload = "discard:ws=32m";
+	plan.page_bytes = 2 * MIB;
+	plan.pauses = 10;
+	plan.rounds = 3;
+	plan.round_ms = 2;
+	expect_follows(plan);
+	plan.workload = "random:ws=32m";
+	expect_follows(plan);
+}
+
+Test(track, in_huge_pages_the_dirty_log_reports_whole_ones)
+{
+	expect_whole_pages((struct plan){.kind = TRACKER_DRIVER});
+}
+
+Test(track, in_huge_pages_the_dirty_ring_reports_whole_ones)
+{
+	expect_whole_pages((struct plan){.tracking = MICROVM_DIRTY_RING, .kind = TRACKER_DRIVER});
+}
+
+Test(track, an_idle_guest_has_next_to_nothing_to_report)
+{
+	static struct copy copy;
+	open_copy(&copy, &(struct plan){.kind = TRACKER_DRIVER, .workload = "idle:ws=32m"});
+	start_copy(&copy);
+	copy_dirty(&copy);
+	copy.copied = 0;
+	for (unsigned i = 0; i < 5; i++) {
+		rest(10);
+		copy_dirty(&copy);
+	}
+	cr_expect_lt(copy.copied, 1000, "%lu pages", copy.copied);
+	close_copy(&copy);
+}
+
+Test(track, threads_have_no_tracking_of_their_own)
+{
+	struct jaunt_error error = {0};
+	struct microvm *vm = harness_create(HARNESS_THREAD, "random:ws=1m");
+	cr_expect_eq(microvm_ops.track_start(vm, &error), -ENOTSUP);
+	microvm_ops.track_stop(vm);
+	microvm_destroy(vm);
+}
+
+Test(track, collecting_what_was_not_started_is_an_error)
+{
+	struct jaunt_error error = {0};
+	harness_require(HARNESS_KVM);
+	struct microvm *vm = harness_create(HARNESS_KVM, "random:ws=1m");
+	cr_expect_eq(microvm_ops.track_collect(vm, NULL, NULL, &error), -EINVAL);
+	cr_expect_eq(microvm_ops.track_start(vm, &error), 0, "%s", error.text);
+	cr_expect_eq(microvm_ops.track_start(vm, &error), -EALREADY);
+	microvm_destroy(vm);
+}

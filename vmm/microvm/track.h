@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which pages the vCPUs wrote, by KVM: the dirty log (a bitmap a memory slot, read and cleared
+ * apart) or the dirty ring (a list a vCPU). Which of them is chosen when the VM is created, since a
+ * VM with rings has no log. Vocabulary: a page here is KVM's, 4 KiB; what is emitted counts pages
+ * of the memory file.
+ */
+#ifndef VMM_MICROVM_TRACK_H
+#define VMM_MICROVM_TRACK_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "jaunt.h"
+
+struct microvm;
+struct vcpu;
+struct kvm_dirty_gfn;
+
+struct track {
+	/* The VM's own, set at creation. */
+	bool ring;             /* rings, not the log */
+	bool manual;           /* log: reading does not clear */
+	uint32_t ring_entries; /* of each vCPU; 0 until track_open(): as many as KVM gives */
+	/* The engine's thread */
+	bool on;
+	uint64_t *log; /* one slot's bitmap, while on */
+
+	/* Rings: guards all entries, the kernel's reset of them, and what follows. */
+	pthread_mutex_t lock;
+	uint64_t *noted;       /* one bit a page, while on: reset, not yet emitted */
+	uint8_t *noted_groups; /* one byte for 4096 of them: look there */
+	bool broken;           /* a ring was harvested but not reset: everything may be dirty */
+
+	/* Guards `report`, and is held during a report, so that none is under way once it is NULL.
+	 */
+	pthread_mutex_t report_lock;
+	struct jaunt_migration *report;
+};
+
+void track_init(struct microvm *vm, bool ring, uint32_t ring_entries);
+void track_destroy(struct microvm *vm);
+/* Before vCPUs are created. */
+int track_open(struct microvm *vm, struct jaunt_error *error);
+int track_create_vcpu(struct vcpu *vcpu, struct jaunt_error *error);
+void track_close_vcpu(struct vcpu *vcpu);
+
+/* What struct jaunt_vm_ops says of them. */
+int track_start(void *vm, struct jaunt_error *error);
+int track_collect(void *vm, jaunt_dirty_run *emit, void *context, struct jaunt_error *error);
+void track_stop(void *vm);
+void track_report_to(void *vm, struct jaunt_migration *migration);
+
+/* The guest gave these bytes of its memory back; on a vCPU's thread, after it happened. */
+void track_discarded(struct microvm *vm, uint64_t guest_address, uint64_t bytes);
+
+/* Emits the runs of ones of a bitmap whose first bit is page `base`. */
+void track_emit_bits(const struct microvm *vm, const uint64_t *bits, uint64_t words, uint64_t base,
+		     jaunt_dirty_run *emit, void *context);
+/* Switches KVM's noting on or off for all slots. */
+int track_set_logging(struct microvm *vm, bool on);
+
+/* --- track_log.c, track_ring.c */
+int track_log_start(struct microvm *vm, struct jaunt_error *error);
+int track_log_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
+		      struct jaunt_error *error);
+void track_log_stop(struct microvm *vm);
+
+int track_ring_open(struct microvm *vm, struct jaunt_error *error);
+int track_ring_start(struct microvm *vm, struct jaunt_error *error);
+int track_ring_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
+		       struct jaunt_error *error);
+void track_ring_stop(struct microvm *vm);
+/* A vCPU came out of the guest because its ring is full; on its thread. */
+void track_ring_full(struct vcpu *vcpu);
+
+#endif
