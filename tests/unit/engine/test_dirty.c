@@ -11,9 +11,9 @@
 TestSuite(dirty, .timeout = 60);
 
 /* Two regions; only sizes matter to the map. */
-static struct guestmem memory = {.region_count = 2,
-				 .regions = {{.pages = PAGES, .page_bytes = 4096},
-					     {.pages = 70, .page_bytes = 2 << 20}}};
+static struct guestmem memory = {
+	.region_count = 2,
+	.regions = {{.pages = PAGES, .page_bytes = 4096}, {.pages = 70, .page_bytes = 2 << 20}}};
 
 static struct dirty opened(void)
 {
