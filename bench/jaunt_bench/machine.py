@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine: what it is, what is free on it, and where processes run."""
+import contextlib
 import os
 import platform
 import subprocess
@@ -70,6 +71,31 @@ def warm(size):
   that a virtual machine has not used yet, or has reported as free, costs its hypervisor's fault on
   top."""
   subprocess.run([sys.executable, '-c', _WARM, str(size)], check=True)
+
+
+# The idle scheduling class: whatever else wants the CPU gets it at once.
+_SPIN = '''
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == int(sys.argv[2]):
+  for _ in range(10000):
+    pass
+'''
+
+
+@contextlib.contextmanager
+def awake():
+  """Keeps every CPU from going to sleep. A halted CPU of a virtual machine has to be scheduled by
+  its hypervisor before it can do anything, which may take longer than what is to be measured."""
+  spinners = [subprocess.Popen([sys.executable, '-c', _SPIN, str(cpu), str(os.getpid())])
+              for cpu in cpus()]
+  try:
+    yield
+  finally:
+    for spinner in spinners:
+      spinner.kill()
+      spinner.wait()
 
 
 class Placement:

@@ -73,7 +73,8 @@ def _dwell_us(migration):
 
 
 def downtime(bench):
-  """Downtime at several sizes of RAM, beside the vCPU save, restore and round trips it needs."""
+  """Downtime at several sizes of RAM, beside the vCPU save, restore and round trips it needs, with
+  CPUs kept awake; and beside that with CPUs that sleep when they have nothing to do."""
   sizes = (1, 2) if bench.quick else (1, 4, 8)
   machine.require_memory(int(sizes[-1] * 1.2 * GIB), f'a guest of {sizes[-1]} GiB, half of it used')
   times = {size: bench.figure(f'downtime, {size} GiB', 'us', most=1000) for size in sizes}
@@ -83,15 +84,20 @@ def downtime(bench):
                              note='by its own TSC; includes its first faults') for size in sizes}
   bare = {size: bench.figure(f'downtime, {size} GiB, of the least', 'us',
                              floor='bare switchover') for size in sizes}
+  sleepy = {size: bench.figure(f'downtime, {size} GiB, CPUs may sleep', 'us',
+                               floor='save, restore, 2 round trips') for size in sizes}
   pin = bench.programs.placement.floor_options()
   for _ in bench.rounds(5):
     for size in sizes:
-      migration = bench.migrate(size * GIB)
+      with machine.awake():
+        migration = bench.migrate(size * GIB)
+        floor = bench.floor('switchover', '--vcpus', 2, *pin)
       times[size].add(migration.moved['downtime_us'])
       ratios[size].add(migration.moved['downtime_us'], migration.moved['downtime_floor_us'])
-      bare[size].add(migration.moved['downtime_us'],
-                     bench.floor('switchover', '--vcpus', 2, *pin)['floor_us'])
+      bare[size].add(migration.moved['downtime_us'], floor['floor_us'])
       gaps[size].add(migration.received['guest']['arrival_gap_us'])
+      migration = bench.migrate(size * GIB)
+      sleepy[size].add(migration.moved['downtime_us'], migration.moved['downtime_floor_us'])
   medians = [times[size].median for size in sizes]
   bench.figure('largest downtime over smallest', 'x', most=1.5).add(max(medians) / min(medians))
 
