@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -27,6 +28,14 @@ static int parse_scheme(struct address *address, const char *text, const char **
 	}
 	if (length >= sizeof(address->scheme) || !transport_find(address->scheme)) {
 		transport_schemes(known, sizeof(known));
+#ifndef JAUNT_RDMA
+		if (!strcmp(address->scheme, "rdma"))
+			return error_set(error, EINVAL, "bad-address",
+					 "'%s': this jaunt was built without RDMA (the headers of "
+					 "libibverbs-dev and librdmacm-dev were not there); known: "
+					 "%s",
+					 text, known);
+#endif
 		return error_set(
 			error, EINVAL, "bad-address",
 			"unknown transport '%.*s' in '%s'; known: %s (write tcp:HOST[:PORT])",
@@ -75,15 +84,31 @@ static int parse_host(struct address *address, const char *host, size_t length, 
 	return 0;
 }
 
-int address_parse(struct address *address, const char *text, struct jaunt_error *error)
+/* Takes what is behind the first comma off `text`, which holds the rest then. */
+static int parse_options(struct address *address, char *text, struct jaunt_error *error)
 {
-	const char *host = text, *end, *port = NULL;
+	const struct transport *transport = transport_find(address->scheme);
+	char *comma = strchr(text, ',');
 
-	memset(address, 0, sizeof(*address));
-	address->port = JAUNT_DEFAULT_PORT;
-	int result = parse_scheme(address, text, &host, error);
-	if (result)
-		return result;
+	if (!comma)
+		return 0;
+	*comma = '\0';
+	if (!transport->check_options)
+		return error_set(error, EINVAL, "bad-address",
+				 "%s: addresses take no options: ',%s'", address->scheme,
+				 comma + 1);
+	if (!comma[1] || strlen(comma + 1) >= sizeof(address->options))
+		return error_set(error, EINVAL, "bad-address", "the options behind '%s,' are %s",
+				 text, comma[1] ? "too long" : "missing");
+	strcpy(address->options, comma + 1);
+	return transport->check_options(address, error);
+}
+
+static int parse_place(struct address *address, const char *text, const char *host,
+		       struct jaunt_error *error)
+{
+	const char *end, *port = NULL;
+
 	if (*host == '[') {
 		host++;
 		end = strchr(host, ']');
@@ -107,9 +132,28 @@ int address_parse(struct address *address, const char *text, struct jaunt_error 
 		else
 			end = host + strlen(host);
 	}
-	result = parse_host(address, host, (size_t)(end - host), text, error);
+	int result = parse_host(address, host, (size_t)(end - host), text, error);
 	if (!result && port)
 		result = parse_port(address, port, text, error);
+	return result;
+}
+
+int address_parse(struct address *address, const char *text, struct jaunt_error *error)
+{
+	const char *host = text;
+
+	memset(address, 0, sizeof(*address));
+	address->port = JAUNT_DEFAULT_PORT;
+	int result = parse_scheme(address, text, &host, error);
+	if (result)
+		return result;
+	char *place = strdup(host);
+	if (!place)
+		return error_set(error, ENOMEM, "bad-address", "out of memory");
+	result = parse_options(address, place, error);
+	if (!result)
+		result = parse_place(address, text, place, error);
+	free(place);
 	return result;
 }
 
@@ -144,6 +188,10 @@ int address_resolve(struct address *address, struct jaunt_error *error)
 
 bool address_is_loopback(const struct address *address)
 {
+	const struct transport *transport = transport_find(address->scheme);
+
+	if (transport && transport->never_loopback)
+		return false;
 	for (unsigned i = 0; i < address->resolved.count; i++)
 		if (!is_loopback(&address->resolved.entries[i].address))
 			return false;

@@ -28,6 +28,8 @@ struct channel_ops {
 	int (*timeout)(struct channel *channel, uint32_t timeout_ms);
 	struct channel_totals (*totals)(const struct channel *channel);
 	const char *(*name)(const struct channel *channel);
+	const char *(*device)(const struct channel *channel);  /* NULL: always "" */
+	const char *(*failure)(const struct channel *channel); /* NULL: always "" */
 	/* All four, or NULL: it cannot READ. `expose` fills in all of `out`; `land` gets `memory`
 	 * NULL for memory of its own. */
 	int (*expose)(struct exposure *out, const struct channel *channel, void *memory,
@@ -70,9 +72,16 @@ struct transport {
 		       struct jaunt_error *error);
 	int (*listen)(struct listener **out, const struct address *address,
 		      struct jaunt_error *error);
+	/* Of address->options, which are not empty. NULL: it takes none. */
+	int (*check_options)(const struct address *address, struct jaunt_error *error);
+	/* No address of it counts as one that stays on this host. */
+	bool never_loopback;
 };
 
 extern const struct transport tcp_transport;
+#ifdef JAUNT_RDMA
+extern const struct transport rdma_transport;
+#endif
 
 /* NULL: there is none of that name. */
 const struct transport *transport_find(const char *scheme);

@@ -9,7 +9,12 @@
 #include "base/error.h"
 #include "transport/provider.h"
 
-static const struct transport *const transports[] = {&tcp_transport};
+static const struct transport *const transports[] = {
+	&tcp_transport,
+#ifdef JAUNT_RDMA
+	&rdma_transport,
+#endif
+};
 
 #define TRANSPORT_COUNT (sizeof(transports) / sizeof(transports[0]))
 
@@ -147,6 +152,16 @@ const char *channel_name(const struct channel *channel)
 	return channel->ops->name(channel);
 }
 
+const char *channel_device(const struct channel *channel)
+{
+	return channel->ops->device ? channel->ops->device(channel) : "";
+}
+
+const char *channel_failure(const struct channel *channel)
+{
+	return channel->ops->failure ? channel->ops->failure(channel) : "";
+}
+
 bool channel_can_read(const struct channel *channel)
 {
 	return channel->ops->read;
@@ -154,8 +169,8 @@ bool channel_can_read(const struct channel *channel)
 
 static int cannot_read(const struct channel *channel, struct jaunt_error *error)
 {
-	return error_set(error, ENOTSUP, "expose", "%s has no one-sided reads; use rdma:",
-			 channel_name(channel));
+	return error_set(error, ENOTSUP, "expose",
+			 "%s has no one-sided reads; use rdma:", channel_name(channel));
 }
 
 int transport_expose(struct exposure *out, const struct channel *channel, void *memory,

@@ -53,27 +53,31 @@ struct resolved {
 struct address {
 	char scheme[8];
 	char host[256];
-	uint16_t port; /* JAUNT_DEFAULT_PORT when none is given */
+	uint16_t port;     /* JAUNT_DEFAULT_PORT when none is given */
+	char options[128]; /* "name=value,…" behind a comma, checked; "" when there are none */
 	/* Of address_resolve(): all that connecting and listening then use. `count` 0: each looks
 	 * the host up for itself. */
 	struct resolved resolved;
 };
 
 int address_parse(struct address *address, const char *text, struct jaunt_error *error);
-/* "tcp:host:port", brackets round IPv6. */
+/* "tcp:host:port", brackets round IPv6, without options. */
 void address_format(const struct address *address, char *text, size_t room);
 /* Looks the host up and keeps what it resolves to, so that what was checked is what is used: a name
  * may mean something else a moment later. Blocks up to 10 s. Reason: "resolve". */
 int address_resolve(struct address *address, struct jaunt_error *error);
-/* Whether all that was resolved is loopback. */
+/* Whether all that was resolved is loopback. Of rdma: never: an address of this host's own is one of
+ * a device on a fabric, and whoever listens there is heard from the whole fabric. */
 bool address_is_loopback(const struct address *address);
 
 /* --- Making channels
  * --------------------------------------------------------------------------------- */
 
 /* Tries every address of the host, which it looks up unless that was done, and blocks up to
- * timeout_ms in all. Reasons: "bad-address", "resolve", "connect-refused", "connect-timeout",
- * "unreachable", "connect". */
+ * timeout_ms in all. It may need the listener to be served meanwhile, so not on the thread that
+ * serves it. Reasons: "bad-address", "resolve", "connect-refused", "connect-timeout",
+ * "unreachable", "connect"; and of rdma: "no-rdma" (no library, or no device leads there),
+ * "memory-lock", "rdma". */
 int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
 		      struct jaunt_error *error);
 
@@ -170,6 +174,14 @@ struct channel_totals channel_totals(const struct channel *channel);
 
 /* "127.0.0.1:40312 → 127.0.0.1:7420", for messages. */
 const char *channel_name(const struct channel *channel);
+
+/* "mlx5_0 port 1, GID fe80:…, MTU 4096, 16 reads at once, …": this end's device, for messages; ""
+ * where there is nothing to tell. */
+const char *channel_device(const struct channel *channel);
+
+/* What the device said when the channel died, in words, for messages; "" where the error number
+ * says it all. On the ring's thread, or after `closed`. */
+const char *channel_failure(const struct channel *channel);
 
 /* --- One-sided READ
  * ----------------------------------------------------------------------------------- */

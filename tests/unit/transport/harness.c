@@ -65,6 +65,41 @@ struct address test_address(void)
 	return address;
 }
 
+static void *dial_thread(void *argument)
+{
+	struct dial *dial = argument;
+
+	dial->result = transport_connect(&dial->channel, &dial->address, 20000, &dial->error);
+	atomic_store_explicit(&dial->done, true, memory_order_release);
+	if (dial->wake)
+		ring_wake(dial->wake);
+	return NULL;
+}
+
+void dial_start(struct dial *dial, const struct address *address, struct ring *wake)
+{
+	memset(dial, 0, sizeof(*dial));
+	dial->address = *address;
+	dial->wake = wake;
+	cr_assert_eq(pthread_create(&dial->thread, NULL, dial_thread, dial), 0);
+}
+
+struct channel *dial_outcome(struct dial *dial, struct ring *ring)
+{
+	if (ring)
+		wait_until(ring, atomic_load_explicit(&dial->done, memory_order_acquire));
+	pthread_join(dial->thread, NULL);
+	return dial->result ? NULL : dial->channel;
+}
+
+struct channel *dial_finish(struct dial *dial, struct ring *ring)
+{
+	struct channel *channel = dial_outcome(dial, ring);
+
+	cr_assert_eq(dial->result, 0, "%s", dial->error.text);
+	return channel;
+}
+
 static void accepted(void *user, struct channel *channel, int error)
 {
 	struct pair *pair = user;
@@ -77,6 +112,7 @@ static void accepted(void *user, struct channel *channel, int error)
 void pair_open(struct pair *pair)
 {
 	struct jaunt_error error = {0};
+	struct dial dial;
 
 	memset(pair, 0, sizeof(*pair));
 	pair->address = test_address();
@@ -88,8 +124,8 @@ void pair_open(struct pair *pair)
 	pair->address.port = (uint16_t)listener_port(pair->listener);
 	cr_assert_neq(pair->address.port, 0);
 	cr_assert_eq(listener_bind(pair->listener, pair->ring, accepted, pair), 0);
-	result = transport_connect(&pair->left.channel, &pair->address, 5000, &error);
-	cr_assert_eq(result, 0, "%s", error.text);
+	dial_start(&dial, &pair->address, pair->ring);
+	pair->left.channel = dial_finish(&dial, pair->ring);
 	wait_until(pair->ring, pair->right.channel);
 }
 

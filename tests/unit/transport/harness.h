@@ -7,6 +7,8 @@
 #ifndef TESTS_UNIT_TRANSPORT_HARNESS_H
 #define TESTS_UNIT_TRANSPORT_HARNESS_H
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -45,6 +47,24 @@ struct pair {
 	struct address address; /* with the port that is listened on */
 	struct end left, right; /* left dialed */
 };
+
+/* A connection being made by a thread of its own: it may need the listener to be served meanwhile.
+ */
+struct dial {
+	struct address address;
+	struct ring *wake; /* when it is done; NULL: nobody */
+	pthread_t thread;
+	_Atomic bool done; /* release; what follows is valid then */
+	struct channel *channel;
+	int result;
+	struct jaunt_error error;
+};
+
+void dial_start(struct dial *dial, const struct address *address, struct ring *wake);
+/* Serves `ring` (or nothing, if NULL) until it is connected; asserts that it is. */
+struct channel *dial_finish(struct dial *dial, struct ring *ring);
+/* The same, and it may have failed: NULL. */
+struct channel *dial_outcome(struct dial *dial, struct ring *ring);
 
 /* Listens and connects; neither end is bound. Skips the test if this host lacks the address. */
 void pair_open(struct pair *pair);

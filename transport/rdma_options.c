@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What an address says about the fabric: "rdma:HOST:PORT,traffic-class=106,retries=3". */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "transport/rdma.h"
+
+struct option {
+	const char *name;
+	unsigned long least, most;
+};
+
+enum { TRAFFIC_CLASS, ACK_TIMEOUT, RETRIES, POLL_US, OPTIONS };
+
+static const struct option known[OPTIONS] = {
+	[TRAFFIC_CLASS] = {"traffic-class", 0, 255},
+	[ACK_TIMEOUT] = {"ack-timeout", 1, 31},
+	[RETRIES] = {"retries", 0, 7},
+	[POLL_US] = {"poll-us", 0, 1000000},
+};
+
+static void set(struct rdma_options *options, unsigned which, unsigned long value)
+{
+	switch (which) {
+	case TRAFFIC_CLASS:
+		options->traffic_class = (int)value;
+		break;
+	case ACK_TIMEOUT:
+		options->ack_timeout = (int)value;
+		break;
+	case RETRIES:
+		options->retries = (unsigned)value;
+		break;
+	default:
+		options->poll_us = (uint32_t)value;
+	}
+}
+
+static int parse_one(struct rdma_options *options, const char *text, size_t length,
+		     struct jaunt_error *error)
+{
+	for (unsigned i = 0; i < OPTIONS; i++) {
+		size_t name = strlen(known[i].name);
+		char *end;
+		if (length <= name || strncmp(text, known[i].name, name) || text[name] != '=')
+			continue;
+		errno = 0;
+		unsigned long value = strtoul(text + name + 1, &end, 10);
+		if (errno || end != text + length || text[name + 1] < '0' || text[name + 1] > '9' ||
+		    value < known[i].least || value > known[i].most)
+			return error_set(error, EINVAL, "bad-address",
+					 "'%.*s': %s takes a number from %lu to %lu", (int)length,
+					 text, known[i].name, known[i].least, known[i].most);
+		set(options, i, value);
+		return 0;
+	}
+	return error_set(error, EINVAL, "bad-address",
+			 "'%.*s' is no option of rdma: addresses; there are traffic-class, "
+			 "ack-timeout, retries and poll-us, each as NAME=NUMBER",
+			 (int)length, text);
+}
+
+int rdma_options_parse(struct rdma_options *options, const struct address *address,
+		       struct jaunt_error *error)
+{
+	const char *text = address->options;
+	int result = 0;
+
+	*options = (struct rdma_options){.traffic_class = -1, .ack_timeout = -1, .retries = 7};
+	while (*text && !result) {
+		size_t length = strcspn(text, ",");
+		result = parse_one(options, text, length, error);
+		text += length + (text[length] == ',');
+	}
+	return result;
+}
