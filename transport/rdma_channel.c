@@ -200,9 +200,9 @@ static void free_channel(struct channel *base)
 	struct rdma_cm_id *id = channel->id;
 	struct rdma_event_channel *events = channel->events_from;
 
-	/* Nothing would answer a peer's farewell that lies here unread. */
+	/* A peer that is gone, whose word of it lies here unread, would confirm nothing. */
 	if (!channel->dying && !channel->send_error && !rdma_events_take(channel, false) &&
-	    !channel->peer_closed) {
+	    !rdma_events_hear(channel) && !channel->peer_closed) {
 		rdma_send_farewell(channel);
 		rdma_events_settle(channel, true, channel->silent_looks ? 0 : LINGER_MS);
 	}

@@ -172,6 +172,8 @@ void rdma_events_again(struct rdma_channel *channel);
 /* Takes what is complete, without delivering bytes: 0, or -errno of what went wrong (`failure` says
  * what). `tell`: with callbacks of the owner. */
 int rdma_events_take(struct rdma_channel *channel, bool tell);
+/* Takes what the connection manager has said: 0, or -errno to die of. No callbacks. */
+int rdma_events_hear(struct rdma_channel *channel);
 /* Waits until no READ is under way, or, with `all`, nothing that was posted; at most timeout_ms: 0,
  * -ETIMEDOUT, -errno. No callbacks. */
 int rdma_events_settle(struct rdma_channel *channel, bool all, unsigned timeout_ms);

@@ -93,8 +93,8 @@ static void refused(const struct rdma_domain *domain, size_t bytes, const char *
 	if ((code == ENOMEM || code == EAGAIN || code == EPERM) && limit.rlim_cur != RLIM_INFINITY)
 		error_set(error, code, "memory-lock",
 			  "%s: %s refuses to register %zu KiB: %s; the limit of locked memory is "
-			  "%llu KiB for each process (the guest's memory and 1 MiB for each "
-			  "channel must fit): raise it with `ulimit -l unlimited', or "
+			  "%llu KiB for each process, and all that the peer may read and 1 MiB "
+			  "for each channel must fit: raise it with `ulimit -l unlimited', or "
 			  "LimitMEMLOCK=infinity in a systemd unit",
 			  what, domain->device_name, bytes >> 10, strerror(code),
 			  (unsigned long long)limit.rlim_cur >> 10);

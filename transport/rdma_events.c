@@ -260,16 +260,23 @@ static int take_event(struct rdma_channel *channel, enum rdma_cm_event_type even
 	}
 }
 
-static void events_ready(void *user, int mask)
+int rdma_events_hear(struct rdma_channel *channel)
 {
-	struct rdma_channel *channel = user;
 	struct rdma_cm_event *event;
-	int error = mask < 0 ? mask : 0;
+	int error = 0;
 
 	while (!error && !channel->library->cm.get_cm_event(channel->events_from, &event)) {
 		error = take_event(channel, event->event, event->status);
 		channel->library->cm.ack_cm_event(event);
 	}
+	return error;
+}
+
+static void events_ready(void *user, int mask)
+{
+	struct rdma_channel *channel = user;
+	int error = mask < 0 ? mask : rdma_events_hear(channel);
+
 	if (error)
 		channel->doomed = error;
 	process(channel);
