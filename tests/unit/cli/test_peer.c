@@ -36,12 +36,25 @@ Test(peer, ipv6_stands_in_brackets)
 	cr_assert_eq(parse("tcp:[::1]").port, JAUNT_DEFAULT_PORT);
 }
 
+Test(peer, rdma_has_options_behind_a_comma)
+{
+	char text[300];
+	struct peer peer = parse("rdma:10.0.0.2:7421,retries=3,poll-us=20");
+	cr_assert_str_eq(peer.scheme, "rdma");
+	cr_assert_str_eq(peer.host, "10.0.0.2");
+	cr_assert_eq(peer.port, 7421);
+	cr_assert_str_eq(peer.options, ",retries=3,poll-us=20");
+	peer_format(&peer, 1, text, sizeof(text));
+	cr_assert_str_eq(text, "rdma:10.0.0.2:1");
+	cr_assert_eq(parse("rdma:[fe80::1]").port, JAUNT_DEFAULT_PORT);
+}
+
 Test(peer, what_is_no_address_is_refused_with_examples)
 {
 	static const char *const wrong[] = {
 		"",          "10.0.0.2",   "tcp",    "tcp:",     "tcp::7420",   "tcp:[::1",
 		"tcp:::1",   "tcp:[::1]x", "tcp:a:", "tcp:a:b",  "tcp:a:70000", "tcp:a:-1",
-		"tcp:a:1:2", "http://a",   "rdma:a", "tcp:a:1 ", "tcp:[]",
+		"tcp:a:1:2", "http://a",   "rdma:",  "tcp:a:1 ", "tcp:[]",      "rdmas:a",
 	};
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
 		struct jaunt_error error = {.code = 0};
