@@ -16,7 +16,7 @@ static int bad(struct jaunt_error *error, const char *text, const char *why)
 {
 	return error_set(error, EINVAL, "bad-address",
 			 "\"%s\" is not an address: %s; write it like tcp:10.0.0.2, "
-			 "tcp:host.example:7420 or tcp:[fe80::1]:7420",
+			 "tcp:host.example:7420, tcp:[fe80::1]:7420 or rdma:10.0.0.2",
 			 text, why);
 }
 
@@ -25,9 +25,17 @@ int peer_parse(struct peer *peer, const char *text, struct jaunt_error *error)
 	const char *host, *end, *port;
 	uint64_t number = JAUNT_DEFAULT_PORT;
 
-	if (strncmp(text, "tcp:", 4) != 0)
-		return bad(error, text, "it does not begin with tcp:");
-	host = text + 4;
+	snprintf(peer->scheme, sizeof(peer->scheme), strncmp(text, "rdma:", 5) ? "tcp" : "rdma");
+	if (strncmp(text, "tcp:", 4) != 0 && strncmp(text, "rdma:", 5) != 0)
+		return bad(error, text, "it does not begin with tcp: or rdma:");
+	/* The options of a transport are its own affair. */
+	const char *comma = strchrnul(text, ',');
+	char place[sizeof(peer->host) + 64];
+	if ((size_t)(comma - text) >= sizeof(place) || strlen(comma) >= sizeof(peer->options))
+		return bad(error, text, "it is too long");
+	snprintf(place, sizeof(place), "%.*s", (int)(comma - text), text);
+	snprintf(peer->options, sizeof(peer->options), "%s", comma);
+	host = strchr(place, ':') + 1;
 	peer->bracketed = *host == '[';
 	if (peer->bracketed) {
 		end = strchr(++host, ']');
@@ -57,7 +65,8 @@ int peer_parse(struct peer *peer, const char *text, struct jaunt_error *error)
 
 void peer_format(const struct peer *peer, unsigned port, char *text, size_t room)
 {
-	snprintf(text, room, peer->bracketed ? "tcp:[%s]:%u" : "tcp:%s:%u", peer->host, port);
+	snprintf(text, room, peer->bracketed ? "%s:[%s]:%u" : "%s:%s:%u", peer->scheme, peer->host,
+		 port);
 }
 
 static int try_address(const struct addrinfo *address, unsigned timeout_ms)
@@ -91,6 +100,11 @@ int peer_probe(const struct peer *peer, unsigned timeout_ms, char *found, size_t
 	char port[16], numeric[NI_MAXHOST];
 	int code = 0;
 
+	if (strcmp(peer->scheme, "tcp") != 0)
+		return error_set(error, ENOTSUP, "not-probed",
+				 "whether %s takes RDMA connections is not asked here; `jaunt "
+				 "migrate NAME PEER --dry-run' does",
+				 peer->host);
 	snprintf(port, sizeof(port), "%u", peer->port);
 	int unresolved = getaddrinfo(peer->host, port, &hints, &list);
 	if (unresolved == EAI_ADDRFAMILY || unresolved == EAI_NONAME) {

@@ -13,19 +13,21 @@
 #include "jaunt.h"
 
 struct peer {
+	char scheme[8]; /* "tcp" or "rdma" */
 	char host[256];
-	bool bracketed; /* an IPv6 address */
-	unsigned port;  /* JAUNT_DEFAULT_PORT when none was written */
+	bool bracketed;    /* an IPv6 address */
+	unsigned port;     /* JAUNT_DEFAULT_PORT when none was written */
+	char options[128]; /* of the transport, with the comma before them, or "" */
 };
 
-/* "tcp:HOST[:PORT]". -EINVAL, reason "bad-address". */
+/* "tcp:HOST[:PORT]", "rdma:HOST[:PORT][,OPTION=NUMBER…]". -EINVAL, reason "bad-address". */
 int peer_parse(struct peer *peer, const char *text, struct jaunt_error *error);
 
-/* Back to text, with another port. */
+/* Back to text, with another port and without options. */
 void peer_format(const struct peer *peer, unsigned port, char *text, size_t room);
 
 /* Whether somebody listens there: resolves, connects, and closes. `found` gets the address. Reasons
- * "resolve", "connect-refused", "connect-timeout", "unreachable". */
+ * "resolve", "connect-refused", "connect-timeout", "unreachable", "not-probed". */
 int peer_probe(const struct peer *peer, unsigned timeout_ms, char *found, size_t room,
 	       struct jaunt_error *error);
 
