@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Guest memory is exposed by pinning it, as a device would; see reading.h. */
+#include "engine/source/expose.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/unit/engine/reading.h"
+#include "tests/unit/engine/world.h"
+
+TestSuite(expose, .timeout = 60);
+
+#define BLOCK (CHUNK_BYTES / PAGE)
+#define TOLD  64u
+
+static struct world world;
+static struct channel *channel;
+static int fd;
+static struct expose expose;
+static sem_t changed;
+static struct expose_told told[TOLD];
+static size_t told_count;
+static uint8_t bytes[PAGE];
+
+static void note_change(void *user)
+{
+	cr_assert_eq(user, &world);
+	sem_post(&changed);
+}
+
+static void open_memory(uint64_t pages)
+{
+	struct channel *inner;
+
+	if (!world_open_pages(&world, pages))
+		cr_skip_test("%s", world.lack);
+	sem_init(&changed, 0, 0);
+	peer_open(&inner, &fd);
+	channel = reading_wrap(inner);
+}
+
+static void close_memory(void)
+{
+	expose_close(&expose);
+	cr_assert_eq(reading_exposed(), 0, "every key is revoked");
+	channel_free(channel);
+	close(fd);
+	world_close(&world);
+}
+
+static const struct guest_region *region(void)
+{
+	return &world.shared.memory.regions[0];
+}
+
+static void write_pages(uint64_t first, uint64_t count, uint64_t version)
+{
+	for (uint64_t page = first; page < first + count; page++)
+		world_make(region()->view + page * PAGE, PAGE, page, version);
+}
+
+static void take_all(void)
+{
+	struct timespec end;
+
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += WORLD_WAIT_MS / 1000;
+	for (bool finished = false; !finished;) {
+		finished = expose_finished(&expose);
+		told_count += expose_take(&expose, told + told_count, TOLD - told_count);
+		if (!finished)
+			cr_assert_eq(sem_timedwait(&changed, &end), 0, "it does not end");
+	}
+}
+
+static void start(void)
+{
+	told_count = 0;
+	cr_assert_eq(expose_start(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	take_all();
+}
+
+static void again(void)
+{
+	told_count = 0;
+	cr_assert_eq(expose_again(&expose), 0);
+	take_all();
+}
+
+/* The chunk told last that has the page; NULL: none. */
+static const struct expose_told *chunk_of(uint64_t page)
+{
+	for (size_t i = told_count; i-- > 0;)
+		if (page >= told[i].first && page < told[i].first + told[i].count)
+			return &told[i];
+	return NULL;
+}
+
+static void expect_read(const struct expose_told *chunk, uint64_t page, uint64_t version)
+{
+	cr_assert_not_null(chunk);
+	cr_assert_eq(
+		reading_now(chunk->address + (page - chunk->first) * PAGE, chunk->key, bytes, PAGE),
+		0);
+	cr_assert(world_made(bytes, PAGE, page, version), "page %lu", page);
+}
+
+/* As a balloon does: gives the page back and touches it again. */
+static void replace_page(uint64_t page, uint64_t version)
+{
+	cr_assert_eq(guestmem_punch(region(), page, 1), 0);
+	write_pages(page, 1, version);
+	expose_discarded(&expose, 0, page, 1);
+}
+
+Test(expose, all_data_can_be_read_and_a_hole_only_between_data)
+{
+	struct expose_figures figures;
+
+	open_memory(3 * BLOCK);
+	write_pages(10, 20, 1);
+	write_pages(35, 5, 1);
+	write_pages(2 * BLOCK, BLOCK, 1);
+	start();
+	cr_assert_eq(told_count, 2);
+	expect_read(chunk_of(10), 10, 1);
+	expect_read(chunk_of(39), 39, 1);
+	expect_read(chunk_of(3 * BLOCK - 1), 3 * BLOCK - 1, 1);
+	cr_assert_null(chunk_of(9));
+	cr_assert_null(chunk_of(BLOCK));
+	expose_figures(&expose, &figures);
+	cr_assert_eq(figures.bytes, (30 + BLOCK) * PAGE);
+	cr_assert_eq(figures.hole_bytes, 5 * PAGE);
+	cr_assert_eq(figures.wanted, (25 + BLOCK) * PAGE);
+	cr_assert_gt(figures.took_ns, 0);
+	cr_assert_gt(figures.estimate_ns, 0);
+	close_memory();
+}
+
+Test(expose, what_the_guest_writes_later_is_what_is_read)
+{
+	open_memory(BLOCK);
+	write_pages(0, 8, 1);
+	start();
+	write_pages(3, 1, 2);
+	expect_read(chunk_of(3), 3, 2);
+	close_memory();
+}
+
+Test(expose, a_chunk_in_which_pages_were_given_back_is_taken_back_and_told_again)
+{
+	struct expose_told stale[TOLD];
+	struct expose_figures figures;
+
+	open_memory(2 * BLOCK);
+	write_pages(0, 2 * BLOCK, 1);
+	start();
+	struct expose_told old = *chunk_of(77), other = *chunk_of(BLOCK);
+	replace_page(77, 2);
+	expect_read(&old, 77, 1); /* this is why */
+	cr_assert_eq(expose_freeze(&expose, stale, TOLD), 1);
+	cr_assert_eq(stale[0].region, 0);
+	cr_assert_eq(stale[0].first, 0);
+	cr_assert_eq(stale[0].count, BLOCK);
+	cr_assert_eq(expose_freeze(&expose, stale, TOLD), 0, "once");
+	again();
+	cr_assert_eq(told_count, 1);
+	expect_read(chunk_of(77), 77, 2);
+	cr_assert_eq(reading_now(old.address, old.key, bytes, PAGE), -EREMOTEIO);
+	expect_read(&other, BLOCK + 1, 1);
+	expose_figures(&expose, &figures);
+	cr_assert_eq(figures.stale, 1);
+	cr_assert_eq(figures.bytes, 2 * BLOCK * PAGE);
+	close_memory();
+}
+
+Test(expose, a_chunk_that_went_stale_before_it_was_told_is_told_only_afterwards)
+{
+	struct expose_told stale[TOLD];
+
+	open_memory(BLOCK);
+	write_pages(0, 10, 1);
+	told_count = 0;
+	cr_assert_eq(expose_start(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	while (!expose_finished(&expose))
+		sem_wait(&changed);
+	replace_page(5, 2);
+	take_all();
+	cr_assert_eq(told_count, 0);
+	cr_assert_eq(expose_freeze(&expose, stale, TOLD), 0, "nobody knows of it");
+	again();
+	expect_read(chunk_of(5), 5, 2);
+	close_memory();
+}
+
+Test(expose, discards_where_nothing_is_exposed_take_nothing_back)
+{
+	struct expose_told stale[TOLD];
+
+	open_memory(3 * BLOCK);
+	write_pages(0, 10, 1);
+	start();
+	expose_discarded(&expose, 0, BLOCK, 2 * BLOCK);
+	expose_discarded(&expose, 1, 0, 1);
+	expose_discarded(&expose, 0, 0, 0);
+	cr_assert_eq(expose_freeze(&expose, stale, TOLD), 0);
+	close_memory();
+}
+
+Test(expose, stale_chunks_beside_each_other_are_one_run_and_runs_never_exceed_the_room)
+{
+	struct expose_told stale[TOLD];
+
+	open_memory(5 * BLOCK);
+	write_pages(0, 5 * BLOCK, 1);
+	start();
+	cr_assert_eq(told_count, 5);
+	replace_page(1, 2);
+	replace_page(BLOCK + 1, 2);
+	replace_page(3 * BLOCK + 1, 2);
+	cr_assert_eq(expose_freeze(&expose, stale, 2), 1,
+		     "there is room for one a region, no more");
+	cr_assert_eq(stale[0].first, 0);
+	cr_assert_eq(stale[0].count, 4 * BLOCK);
+	again();
+	cr_assert_eq(told_count, 3);
+	expect_read(chunk_of(BLOCK + 1), BLOCK + 1, 2);
+	expect_read(chunk_of(3 * BLOCK + 1), 3 * BLOCK + 1, 2);
+	close_memory();
+}
+
+Test(expose, what_came_since_is_told_after_the_switch_and_old_keys_stay_good)
+{
+	open_memory(2 * BLOCK);
+	write_pages(100, 10, 1);
+	start();
+	struct expose_told old = *chunk_of(100);
+	write_pages(110, 5, 1);
+	write_pages(BLOCK, 7, 1);
+	again();
+	cr_assert_eq(told_count, 2);
+	expect_read(chunk_of(114), 114, 1);
+	expect_read(chunk_of(100), 100, 1);
+	expect_read(chunk_of(BLOCK + 6), BLOCK + 6, 1);
+	expect_read(&old, 100, 1);
+	close_memory();
+}
+
+Test(expose, a_limit_is_named_and_what_fits_below_it_is_exposed)
+{
+	struct jaunt_error why = {0};
+
+	open_memory(8 * BLOCK);
+	write_pages(0, 8 * BLOCK, 1);
+	reading_refuse_after(3);
+	start();
+	cr_assert_eq(told_count, 3);
+	cr_assert(expose_why(&expose, &why));
+	cr_assert_str_eq(why.reason, "memory-lock");
+	close_memory();
+}
+
+Test(expose, one_that_never_started_can_be_closed_and_asked)
+{
+	struct expose none = {0};
+	struct expose_told out;
+	struct jaunt_error why;
+
+	cr_assert_eq(expose_take(&none, &out, 1), 0);
+	cr_assert_eq(expose_freeze(&none, &out, 1), 0);
+	expose_discarded(&none, 0, 0, 1);
+	cr_assert_eq(expose_again(&none), 0);
+	cr_assert(!expose_why(&none, &why));
+	cr_assert(expose_finished(&none));
+	expose_stop(&none);
+	expose_close(&none);
+}
