@@ -44,6 +44,8 @@ static void print_pages(FILE *out, const struct jaunt_pages *pages)
 		"  pages       %" PRIu64 ": %" PRIu64 " pushed, %" PRIu64 " demanded, %" PRIu64
 		" zero, %" PRIu64 " holes",
 		pages->total, pages->pushed, pages->demanded, pages->zero, pages->hole);
+	if (pages->read)
+		fprintf(out, "; %" PRIu64 " by READ", pages->read);
 	if (pages->duplicate)
 		fprintf(out, "; %" PRIu64 " came twice", pages->duplicate);
 	if (pages->missing)
@@ -53,7 +55,7 @@ static void print_pages(FILE *out, const struct jaunt_pages *pages)
 
 static void print_figures(FILE *out, const struct jaunt_status *status)
 {
-	char a[TEXT_ROOM], b[TEXT_ROOM], c[TEXT_ROOM];
+	char a[TEXT_ROOM], b[TEXT_ROOM], c[TEXT_ROOM], d[TEXT_ROOM];
 
 	if (status->downtime_us > 0) {
 		fprintf(out, "  downtime    %s",
@@ -74,6 +76,14 @@ static void print_figures(FILE *out, const struct jaunt_status *status)
 		text_bytes(a, sizeof(a), status->wire_bytes),
 		text_bytes(b, sizeof(b), status->payload_bytes),
 		text_rate(c, sizeof(c), status->throughput_bytes_per_s));
+	if (status->registered_bytes)
+		fprintf(out, "  registered  %s in %s (estimated: %s), %s of it were holes\n",
+			text_bytes(a, sizeof(a), status->registered_bytes),
+			text_microseconds(b, sizeof(b), status->register_ms * 1000),
+			text_microseconds(c, sizeof(c), status->register_estimate_ms * 1000),
+			text_bytes(d, sizeof(d), status->registered_hole_bytes));
+	if (status->register_error[0])
+		fprintf(out, "  registered  not all: %s\n", status->register_error);
 	if (status->mismatched_pages)
 		fprintf(out, "  verified    %" PRIu64 " pages, %" PRIu64 " MISMATCHED\n",
 			status->verified_pages, status->mismatched_pages);

@@ -211,6 +211,7 @@ struct jaunt_pages {
 	uint64_t copied;    /* brought before the switch, and not written since */
 	uint64_t duplicate; /* arrived when already claimed or present */
 	uint64_t discarded; /* faults on present pages that the guest gave back */
+	uint64_t read;      /* of pushed, demanded and duplicate: came by one-sided READ */
 };
 
 struct jaunt_status {
@@ -239,8 +240,14 @@ struct jaunt_status {
 	uint64_t verified_pages, mismatched_pages;
 	uint64_t install_conflicts; /* pages that somebody else mapped behind the engine's back */
 	struct jaunt_percentiles fault_latency_us; /* event read → made visible */
-	char trace_error[128]; /* why the trace ended early; empty: it did not */
-	uint64_t engine_bytes; /* memory of the engine beyond guest RAM */
+	uint64_t read_bytes; /* that came by one-sided READ; of payload_bytes, and of wire_bytes */
+	/* Source, with a transport that can READ: guest memory registered with the device, and what
+	 * of it were holes that got memory by that. */
+	uint64_t registered_bytes, registered_hole_bytes;
+	double register_ms, register_estimate_ms; /* so far; as estimated by its first chunk */
+	char register_error[256]; /* why less was registered than there is; empty: it was not */
+	char trace_error[128];    /* why the trace ended early; empty: it did not */
+	uint64_t engine_bytes;    /* memory of the engine beyond guest RAM */
 };
 
 /* One way to go on, as it was predicted while the VM still ran at the source. */

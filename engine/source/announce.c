@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -139,4 +140,18 @@ void source_freeze_forget(Jaunt__Freeze *freeze)
 	free(freeze->unexposed);
 	freeze->unexposed = NULL;
 	freeze->n_unexposed = 0;
+}
+
+void source_exposed_status(struct source *source, struct jaunt_status *status)
+{
+	struct expose_figures figures;
+	struct jaunt_error why;
+
+	expose_figures(&source->expose, &figures);
+	status->registered_bytes = figures.bytes;
+	status->registered_hole_bytes = figures.hole_bytes;
+	status->register_ms = (double)figures.took_ns / 1e6;
+	status->register_estimate_ms = (double)figures.estimate_ns / 1e6;
+	if (expose_why(&source->expose, &why))
+		snprintf(status->register_error, sizeof(status->register_error), "%s", why.text);
 }

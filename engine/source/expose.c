@@ -267,6 +267,7 @@ int expose_start(struct expose *expose, const struct guestmem *memory,
 	expose->ready = ready;
 	expose->user = user;
 	pthread_mutex_init(&expose->mutex, NULL);
+	atomic_store(&expose->open, true);
 	atomic_store(&expose->wanted, chunks_data_bytes(memory));
 	look_at_limits(expose);
 	int result = make_blocks(expose);
@@ -402,7 +403,7 @@ void expose_figures(const struct expose *expose, struct expose_figures *figures)
 
 bool expose_why(struct expose *expose, struct jaunt_error *why)
 {
-	if (!expose->blocks)
+	if (!atomic_load(&expose->open))
 		return false;
 	pthread_mutex_lock(&expose->mutex);
 	*why = expose->why;

@@ -62,6 +62,7 @@ struct expose {
 	uint64_t scanned;          /* expose_take(): where to go on */
 
 	_Atomic bool discards; /* some block is stale */
+	_Atomic bool open;     /* `mutex` exists: set once, for those who ask for figures */
 
 	_Atomic uint64_t bytes, hole_bytes, wanted, stale, started_ns, took_ns, estimate_ns;
 	pthread_mutex_t mutex;  /* guards `why` */

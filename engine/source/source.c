@@ -155,6 +155,8 @@ static void note_figures(struct source *source, const Jaunt__Progress *progress)
 	status->pages.demanded = progress->demanded;
 	status->pages.duplicate = progress->duplicate;
 	status->pages.discarded = progress->discarded;
+	status->pages.read = progress->read;
+	status->read_bytes = progress->read_bytes;
 	status->verified_pages = progress->verified;
 	status->mismatched_pages = progress->mismatched;
 	pthread_mutex_unlock(&source->base.mutex);
@@ -537,6 +539,10 @@ static void source_status(struct jaunt_migration *migration, struct jaunt_status
 	}
 	if (source->base.options.verify)
 		memory += digester_bytes(&source->shared.memory, channels);
+	/* What the target has READ went over the wire without this side's part in it. */
+	status->payload_bytes += status->read_bytes;
+	status->wire_bytes += status->read_bytes;
+	source_exposed_status(source, status);
 	status->engine_bytes = memory;
 }
 

@@ -87,5 +87,7 @@ void source_tell_exposed(struct source *source);
 /* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM. */
 int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze);
 void source_freeze_forget(Jaunt__Freeze *freeze);
+/* Figures. Any thread. */
+void source_exposed_status(struct source *source, struct jaunt_status *status);
 
 #endif

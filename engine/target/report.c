@@ -17,6 +17,8 @@ static void add_counters(struct jaunt_status *status, const struct page_counters
 	status->verified_pages += counter_get(&counters->verified);
 	status->mismatched_pages += counter_get(&counters->mismatched);
 	status->payload_bytes += counter_get(&counters->payload_bytes);
+	status->pages.read += counter_get(&counters->read);
+	status->read_bytes += counter_get(&counters->read_bytes);
 }
 
 void target_status(struct jaunt_migration *migration, struct jaunt_status *status)
@@ -33,9 +35,9 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 	status->pages.copied = target->copied;
 	status->pages.missing = pagemap_missing(&shared->map);
 	status->payload_bytes = status->verified_pages = status->mismatched_pages = 0;
-	status->install_conflicts = 0;
-	memory += shared->map.bytes + install_bytes(&shared->install) +
-		  atomic_load(&shared->suspects_bytes);
+	status->install_conflicts = status->read_bytes = 0;
+	memory += shared->map.bytes + atomic_load(&shared->reads.bytes) +
+		  install_bytes(&shared->install) + atomic_load(&shared->suspects_bytes);
 	for (size_t i = 0; i < shared->map.region_count; i++)
 		if (shared->demanded[i])
 			memory += shared->map.regions[i].words * sizeof(uint64_t);
@@ -49,7 +51,7 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 		add_counters(status, &demand->counters);
 		if (latency)
 			histogram_merge(latency, &demand->latency);
-		memory += checker_bytes + sizeof(*demand) +
+		memory += checker_bytes + sizeof(*demand) + demand->readpage.landing.size +
 			  target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
 	}
 	for (unsigned i = 0; i < target->streams; i++) {
@@ -84,6 +86,8 @@ int target_send_progress(struct target *target, bool complete, const char *block
 	progress.verified = status.verified_pages;
 	progress.mismatched = status.mismatched_pages;
 	progress.payload_bytes = status.payload_bytes;
+	progress.read = status.pages.read;
+	progress.read_bytes = status.read_bytes;
 	progress.blocked = (char *)(blocked ? blocked : "");
 	if (complete) {
 		completion.progress = &progress;

@@ -29,7 +29,14 @@ static struct jaunt_status example(void)
 			  .pushed = 3,
 			  .demanded = 4,
 			  .duplicate = 5,
-			  .discarded = 6},
+			  .discarded = 6,
+			  .read = 14},
+		.read_bytes = 15,
+		.registered_bytes = 16,
+		.registered_hole_bytes = 17,
+		.register_ms = 18.5,
+		.register_estimate_ms = 19.5,
+		.register_error = "limit",
 		.wire_bytes = 7,
 		.payload_bytes = 8,
 		.throughput_bytes_per_s = 1e9,
@@ -57,6 +64,12 @@ Test(snapshot, a_status_comes_back_as_it_was)
 	cr_assert_eq(memcmp(&back.pages, &status.pages, sizeof(back.pages)), 0);
 	cr_assert_eq(back.wire_bytes, 7);
 	cr_assert_eq(back.payload_bytes, 8);
+	cr_assert_eq(back.read_bytes, 15);
+	cr_assert_eq(back.registered_bytes, 16);
+	cr_assert_eq(back.registered_hole_bytes, 17);
+	cr_assert_eq(back.register_ms, 18.5);
+	cr_assert_eq(back.register_estimate_ms, 19.5);
+	cr_assert_str_eq(back.register_error, "limit");
 	cr_assert_eq(memcmp(&back.fault_latency_us, &status.fault_latency_us,
 			    sizeof(back.fault_latency_us)),
 		     0);
