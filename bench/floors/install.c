@@ -12,6 +12,7 @@
  * way that installs the wrong thing, or nothing, does not count as fast.
  *
  *   copy       receive into a hot staging buffer, UFFDIO_COPY
+ *   beside     the same with the UFFDIO_COPY on a second thread, several staging buffers in between
  *   pwrite     receive into a hot staging buffer, pwrite to the file, UFFDIO_CONTINUE
  *   straight   receive into the second mapping, UFFDIO_CONTINUE
  *   populated  the same, after MADV_POPULATE_WRITE on the run
@@ -23,6 +24,8 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,11 +41,13 @@
 
 #define HUGE_BYTES     MIB(2)
 #define ROUNDS_MAX     100
+#define BUFFERS        8
 #define POPULATE_WRITE 23 /* MADV_POPULATE_WRITE, Linux 5.14 */
 
-enum way { RECEIVE, COPY, PWRITE, STRAIGHT, POPULATED, WAYS };
+enum way { RECEIVE, COPY, BESIDE, PWRITE, STRAIGHT, POPULATED, WAYS };
 
-static const char *const way_names[WAYS] = {"receive", "copy", "pwrite", "straight", "populated"};
+static const char *const way_names[WAYS] = {"receive", "copy",     "beside",
+					    "pwrite",  "straight", "populated"};
 
 static const char help[] =
 	"Usage: jaunt-floor-install [OPTION...]\n"
@@ -66,8 +71,10 @@ struct pass {
 	const struct options *options;
 	enum way way;
 	struct memory memory;
-	uint8_t *staging;
+	uint8_t *staging; /* BUFFERS of options->staging; all ways but `beside` use the first alone
+			   */
 	int link;
+	sem_t filled, emptied; /* buffers, for `beside` */
 };
 
 static void source(uint16_t port, const struct options *options)
@@ -99,10 +106,22 @@ static uint8_t *place(const struct pass *pass, uint64_t offset, uint64_t bytes)
 	return pass->way == STRAIGHT || pass->way == POPULATED ? alias : pass->staging;
 }
 
+static uint64_t step_at(const struct options *options, uint64_t offset)
+{
+	uint64_t left = options->bytes - offset;
+	return left < options->staging ? left : options->staging;
+}
+
+static uint8_t *buffer_at(const struct pass *pass, uint64_t offset)
+{
+	return pass->staging + offset / pass->options->staging % BUFFERS * pass->options->staging;
+}
+
 static void install(const struct pass *pass, uint64_t offset, const uint8_t *from, uint64_t bytes)
 {
 	switch (pass->way) {
 	case COPY:
+	case BESIDE:
 		memory_copy(&pass->memory, offset, from, bytes);
 		return;
 	case PWRITE:
@@ -117,6 +136,51 @@ static void install(const struct pass *pass, uint64_t offset, const uint8_t *fro
 	default:
 		return;
 	}
+}
+
+static void install_all(const struct pass *pass, uint64_t offset, const uint8_t *from,
+			uint64_t bytes)
+{
+	uint64_t run_bytes = pass->options->run_pages * pass->options->page_bytes;
+
+	for (uint64_t done = 0; done < bytes; done += run_bytes) {
+		uint64_t left = bytes - done;
+		install(pass, offset + done, from + done, left < run_bytes ? left : run_bytes);
+	}
+}
+
+/* The second thread. */
+static void *install_beside(void *argument)
+{
+	struct pass *pass = argument;
+	const struct options *options = pass->options;
+
+	for (uint64_t offset = 0; offset < options->bytes; offset += options->staging) {
+		while (sem_wait(&pass->filled))
+			;
+		install_all(pass, offset, buffer_at(pass, offset), step_at(options, offset));
+		sem_post(&pass->emptied);
+	}
+	return NULL;
+}
+
+static void receive_beside(struct pass *pass)
+{
+	const struct options *options = pass->options;
+	pthread_t second;
+
+	sem_init(&pass->filled, 0, 0);
+	sem_init(&pass->emptied, 0, BUFFERS);
+	if (pthread_create(&second, NULL, install_beside, pass))
+		program_fail("a second thread");
+	for (uint64_t offset = 0; offset < options->bytes; offset += options->staging) {
+		while (sem_wait(&pass->emptied))
+			;
+		if (!link_receive(pass->link, buffer_at(pass, offset), step_at(options, offset)))
+			program_usage("the sender went away");
+		sem_post(&pass->filled);
+	}
+	pthread_join(second, NULL);
 }
 
 static void check(const struct pass *pass)
@@ -134,21 +198,18 @@ static void check(const struct pass *pass)
 static double run_pass(struct pass *pass)
 {
 	const struct options *options = pass->options;
-	uint64_t run_bytes = options->run_pages * options->page_bytes;
 	uint64_t start = clock_ns();
 	link_send(pass->link, "g", 1);
+	if (pass->way == BESIDE) {
+		receive_beside(pass);
+		return (double)options->bytes / (double)(clock_ns() - start);
+	}
 	for (uint64_t offset = 0; offset < options->bytes; offset += options->staging) {
-		uint64_t bytes = options->bytes - offset;
-		if (bytes > options->staging)
-			bytes = options->staging;
+		uint64_t bytes = step_at(options, offset);
 		uint8_t *to = place(pass, offset, bytes);
 		if (!link_receive(pass->link, to, bytes))
 			program_usage("the sender went away");
-		for (uint64_t done = 0; done < bytes; done += run_bytes) {
-			uint64_t left = bytes - done;
-			install(pass, offset + done, to + done,
-				left < run_bytes ? left : run_bytes);
-		}
+		install_all(pass, offset, to, bytes);
 	}
 	return (double)options->bytes / (double)(clock_ns() - start);
 }
@@ -249,7 +310,7 @@ int main(int count, char **arguments)
 		source(port, &options);
 	program_pin(options.target_cpus);
 	struct pass pass = {.options = &options, .link = link_accept(listener)};
-	pass.staging = mmap(NULL, options.staging, PROT_READ | PROT_WRITE,
+	pass.staging = mmap(NULL, options.staging * BUFFERS, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (pass.staging == MAP_FAILED)
 		program_fail("staging buffer of %lu bytes", options.staging);
