@@ -34,6 +34,7 @@ static const char *const point_names[INJECT_POINTS] = {
 	[INJECT_REPLY_DELAY] = "reply.delay",
 	[INJECT_CHANNEL_DROP] = "channel.drop",
 	[INJECT_CHANNEL_CUT] = "channel.cut",
+	[INJECT_MEMORY_FULL] = "memory.full",
 	[INJECT_LINK_CUT_LOADED] = "link.cut.loaded",
 	[INJECT_LINK_CUT_COMMIT] = "link.cut.commit",
 	[INJECT_KILL_PREPARE] = "side.kill.prepare",

@@ -36,6 +36,7 @@ enum inject_point {
 	INJECT_REPLY_DELAY,     /* answer a demand fetch late, by delay_us */
 	INJECT_CHANNEL_DROP,    /* go silent: nothing is sent on the channel any more */
 	INJECT_CHANNEL_CUT,     /* shut the channel down */
+	INJECT_MEMORY_FULL,     /* target: no room for a page that is to be placed */
 	INJECT_LINK_CUT_LOADED, /* target: the control link ends before LOADED is sent */
 	INJECT_LINK_CUT_COMMIT, /* source: it ends with COMMIT recorded, before it is sent */
 	INJECT_KILL_PREPARE,    /* SIGKILL this process: before the pause */

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/bits.h"
+#include "engine/inject.h"
 #include "engine/target/hooks.h"
 
 #ifdef JAUNT_INJECT
@@ -150,6 +151,11 @@ static int reconsider(struct install *install, int error)
 	}
 }
 
+static bool memory_is_full(void)
+{
+	return inject_fires(INJECT_MEMORY_FULL);
+}
+
 /* Zeros into pages whose claim the caller holds, or that the guest gave back. */
 static int place_zeros(struct install *install, const struct guest_region *region, uint64_t first,
 		       uint64_t count)
@@ -160,9 +166,10 @@ static int place_zeros(struct install *install, const struct guest_region *regio
 
 	while (left) {
 		uint64_t unit = region->hugetlb ? region->page_bytes : left;
-		int64_t done = region->hugetlb ? uffd_copy(uffd, address, install->zero_page, unit,
-							   UFFD_WAKE)
-					       : uffd_zeropage(uffd, address, unit, UFFD_WAKE);
+		int64_t done = memory_is_full()  ? -ENOMEM
+			       : region->hugetlb ? uffd_copy(uffd, address, install->zero_page,
+							     unit, UFFD_WAKE)
+						 : uffd_zeropage(uffd, address, unit, UFFD_WAKE);
 		if (done > 0) {
 			address += (uint64_t)done;
 			left -= (uint64_t)done;
@@ -183,7 +190,8 @@ static int place_by_copy(struct install *install, const struct guest_region *reg
 	const struct uffd *uffd = uffd_of(install, region, first);
 
 	while (left) {
-		int64_t done = uffd_copy(uffd, address, bytes, left, UFFD_WAKE);
+		int64_t done = memory_is_full() ? -ENOMEM
+						: uffd_copy(uffd, address, bytes, left, UFFD_WAKE);
 		if (done > 0) {
 			address += (uint64_t)done;
 			bytes += done;

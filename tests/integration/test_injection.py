@@ -170,6 +170,27 @@ class Channels(Interrupted):
         self.assertTrue(target.running())
 
 
+class Memory(Interrupted):
+    def check_waits_for_memory(self, **settings):
+        """For some seconds there is no room, and then there is; nobody does anything about it."""
+        case = busy(**settings)
+        _, target, command, _ = self.begin(case, target="target.memory.full:nth=40,count=200")
+        status = recovery.until_phase(self.site, "b", "blocked")
+        migration = status["migration"]
+        self.assertEqual((migration["reason"], migration["vm_is_at"]), ("memory", "blocked"))
+        self.assertIn("memory", migration["error"])
+        self.assertGreater(migration["pages"]["missing"], 0)
+        self.assertEqual(self.site.run("set", "b", "push=on")[0], DONE)
+        self.assertEqual(command.wait(60), DONE)
+        cases.finish(self.site, case, target)
+
+    def test_without_memory_it_is_blocked_and_goes_on_by_itself_when_there_is_some(self):
+        self.check_waits_for_memory(streams=4)
+
+    def test_the_same_when_only_demand_brings_pages(self):
+        self.check_waits_for_memory(push="off", working_set=50)
+
+
 class Killed(Interrupted):
     def check_target_killed_before_commit(self, point):
         case = busy()

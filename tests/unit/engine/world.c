@@ -50,7 +50,9 @@ static bool make_region(struct world *world, size_t index, const struct world_re
 	struct jaunt_region *region = &world->regions[index];
 	uint64_t bytes = wanted->pages * wanted->page_bytes;
 	bool huge = wanted->page_bytes > PAGE;
-	int fd = memfd_create("world", MFD_CLOEXEC | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
+	int fd = wanted->fd ? wanted->fd
+			    : memfd_create("world",
+					   MFD_CLOEXEC | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
 
 	if (fd < 0 ||
 	    ftruncate(fd, (off_t)(wanted->fd_offset + bytes + (huge ? 0 : wanted->page_bytes)))) {

@@ -35,6 +35,7 @@ struct world_region {
 	uint64_t pages;
 	uint64_t page_bytes;
 	uint64_t fd_offset; /* in bytes; the file is longer than the region by one page behind it */
+	int fd;             /* the memory file, the world's from then on; 0: a memfd */
 };
 
 struct world {
