@@ -85,7 +85,9 @@ struct jaunt_vm_ops {
 	/* All state but memory, in malloc()ed bytes that the engine frees. The VM is paused. */
 	int (*save)(void *vm, void **state, size_t *bytes, struct jaunt_error *error);
 	/* Loads that state into a VM that has not run yet. May touch guest memory: faults are
-	 * served. */
+	 * served. If the pages stop coming (the link is lost, the migration cancelled, the peer
+	 * silent), what is missing reads as zeros so that the call can return; the VM is then
+	 * destroyed whatever it returns. */
 	int (*load)(void *vm, const void *state, size_t bytes, struct jaunt_error *error);
 	/* Runs the vCPUs, at the target for the first time, at the source after a failure.
 	 * *first_entry_ns: when the first of them entered guest mode. */

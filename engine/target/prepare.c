@@ -182,6 +182,8 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	result = create_vm(target, configure, error);
 	if (result == 0)
 		result = open_memory(target, error);
+	if (result == 0 && (result = load_prepare(&target->load, target)) < 0)
+		error_set(error, -result, "start", "start a thread: %s", strerror(-result));
 	if (result < 0) {
 		target_unprepare(target);
 		return result;
@@ -295,6 +297,7 @@ static void free_waiting(struct channel **channels, unsigned count)
 
 void target_stop_threads(struct target *target)
 {
+	load_end(&target->load);
 	atomic_store(&target->shared.install.stop, true);
 	for (unsigned i = 0; i < TARGET_STREAMS_MAX; i++)
 		if (target->fills[i])

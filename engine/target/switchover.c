@@ -110,15 +110,15 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	int result = target->complete_first ? target_await_remainder(target, error) : 0;
 	if (result < 0)
 		return result;
-	uint64_t before = clock_ns();
-	result = target->factory->ops->load(target->vm, target->state, target->state_bytes, error);
+	uint64_t took_ns;
+	result = load_run(&target->load, &took_ns, error);
 	if (result < 0)
-		return error_context(error, "load the VM's state");
+		return result;
 	inject_kill(INJECT_KILL_BEFORE_COMMIT);
 
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Loaded loaded = JAUNT__LOADED__INIT;
-	loaded.load_ns = clock_ns() - before;
+	loaded.load_ns = took_ns;
 	message.message_case = JAUNT__CONTROL__MESSAGE_LOADED;
 	message.loaded = &loaded;
 	if (inject_fires(INJECT_LINK_CUT_LOADED))

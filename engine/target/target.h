@@ -8,6 +8,7 @@
 #include "engine/target/demand.h"
 #include "engine/target/fill.h"
 #include "engine/target/gate.h"
+#include "engine/target/load.h"
 #include "engine/target/shared.h"
 
 #define TARGET_STREAMS_MAX 64u
@@ -44,6 +45,7 @@ struct target {
 	bool memory_open, map_open, install_open;
 	bool prepared; /* under the mutex: all of this may be looked at by any thread */
 
+	struct load load;
 	uint8_t *state; /* device state, as it arrives */
 	size_t state_bytes;
 	uint64_t last_instruction_ns;
