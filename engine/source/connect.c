@@ -15,8 +15,9 @@
 #include "engine/source/source.h"
 #include "transport/ring.h"
 
-#define MS_NS 1000000u
-#define PINGS 7u
+#define MS_NS      1000000u
+#define EXPLAIN_NS (200u * MS_NS)
+#define PINGS      7u
 
 uint64_t source_deadline(const struct source *source)
 {
@@ -53,10 +54,13 @@ int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
 int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error)
 {
+	uint64_t explain_ns = 0; /* how long a loss may still be explained; 0: nothing is lost */
+
 	for (;;) {
 		uint64_t now = clock_ns();
-		int result = link_next(&source->link,
-				       until_ns > now ? (int64_t)(until_ns - now) : 0, message);
+		uint64_t end_ns = explain_ns ? explain_ns : until_ns;
+		int result = link_next(&source->link, end_ns > now ? (int64_t)(end_ns - now) : 0,
+				       message);
 		if (result == 1 &&
 		    (*message)->message_case == JAUNT__CONTROL__MESSAGE_CANCEL_REQUEST) {
 			control_free(*message);
@@ -69,6 +73,12 @@ int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 		if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
 			return error_set(error, ECANCELED, "cancelled", "cancelled");
 		if (atomic_load(&source->shared.session.lost)) {
+			/* A target that gives up says so and then closes its channels, but each
+			 * is read by another thread: its word may be here in a moment. */
+			if (!explain_ns)
+				explain_ns = clock_ns() + EXPLAIN_NS;
+			if (clock_ns() < explain_ns)
+				continue;
 			pthread_mutex_lock(&source->shared.session.mutex);
 			*error = source->shared.session.why;
 			pthread_mutex_unlock(&source->shared.session.mutex);
