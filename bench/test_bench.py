@@ -152,7 +152,8 @@ class Floors(unittest.TestCase):
   def test_every_way_of_installing_installs(self):
     # Each pass reads pages back and fails if one is wrong.
     report = self.report('install', '--bytes', '16M', '--runs', '1')
-    self.assertEqual(set(report['ways']), {'receive', 'copy', 'pwrite', 'straight', 'populated'})
+    self.assertEqual(set(report['ways']), {'receive', 'copy', 'beside', 'pwrite', 'straight',
+                                           'populated'})
 
   @unittest.skipUnless(os.geteuid() == 0 and open_for_all('/dev/kvm'), 'needs root and /dev/kvm')
   def test_every_page_of_the_working_set_is_fetched_by_one_fault(self):

@@ -71,7 +71,7 @@ class Usage(harness.Case):
         self.assert_refused(["version", "a"], '"a"')
 
     def test_addresses_that_are_none(self):
-        for peer in ["127.0.0.1", "tcp:", "tcp::7420", "tcp:a:b", "tcp:[::1", "tcp:::1", "rdma:a",
+        for peer in ["127.0.0.1", "tcp:", "tcp::7420", "tcp:a:b", "tcp:[::1", "tcp:::1", "ib:a",
                      "tcp:a:99999", "http://a"]:
             self.assert_refused(["migrate", "web", peer], "tcp:")
             self.assert_refused(["receive", peer], "tcp:")
