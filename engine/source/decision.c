@@ -67,9 +67,10 @@ static void add_state(struct text *text, const struct policy_input *input)
 	add(text,
 	    "\"bandwidth\":%.0f,\"bandwidth_confidence\":%.3f,\"dirty_rate\":%.0f,"
 	    "\"dirty_confidence\":%.3f,\"working_set\":%.0f,\"round_trip_ns\":%.0f,"
-	    "\"device_ns\":%.0f,\"rounds\":[",
+	    "\"device_ns\":%.0f,\"horizon_ns\":%.0f,\"since_collect_ns\":%" PRIu64 ",\"rounds\":[",
 	    input->bandwidth, input->bandwidth_confidence, input->dirty_rate,
-	    input->dirty_confidence, input->working_set, input->round_trip_ns, input->device_ns);
+	    input->dirty_confidence, input->working_set, input->round_trip_ns, input->device_ns,
+	    input->horizon_ns, input->since_collect_ns);
 	for (unsigned i = 0; i < input->round_count && i < POLICY_ROUNDS_KEPT; i++)
 		add(text, "%s[%" PRIu64 ",%" PRIu64 ",%" PRIu64 "]", i ? "," : "",
 		    input->rounds[i].duration_ns, input->rounds[i].sent_bytes,

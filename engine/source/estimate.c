@@ -17,7 +17,7 @@
 #define STRETCH_NS       (20 * MS_NS)
 #define SHORT_STRETCH_NS (4 * MS_NS)
 #define MEMORY_NS        (250 * MS_NS)
-#define GRID             17u
+#define GRID             13u
 #define REFINEMENTS      6u
 
 void estimate_init(struct estimate *estimate, uint64_t most_bytes)
@@ -173,6 +173,9 @@ void estimate_tell(const struct estimate *estimate, struct policy_input *input)
 	input->dirty_rate = estimate->dirty_rate;
 	input->working_set = estimate->working_set;
 	input->dirty_confidence = estimate->dirty_confidence;
+	input->horizon_ns = 0;
+	for (unsigned i = 0; i < estimate->collect_count; i++)
+		input->horizon_ns = fmax(input->horizon_ns, estimate->collects[i].ns);
 }
 
 double estimate_device_ns(unsigned vcpus)

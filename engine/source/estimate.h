@@ -43,8 +43,7 @@ struct estimate {
 void estimate_init(struct estimate *estimate, uint64_t most_bytes);
 
 /* A collect found `bytes` distinct bytes, written within the `ns` before it; the vCPUs were held
- * for `throttle` percent of that time. The union of several collects, with the time since the first
- * of them began, is one more. */
+ * for `throttle` percent of that time. */
 void estimate_collected(struct estimate *estimate, uint64_t ns, uint64_t bytes, unsigned throttle);
 
 /* The streams have sent total_bytes of pages in all, and still have something to send. */
@@ -53,7 +52,7 @@ void estimate_sent(struct estimate *estimate, uint64_t now_ns, uint64_t total_by
  * link. */
 void estimate_idle(struct estimate *estimate, uint64_t now_ns, uint64_t total_bytes);
 
-/* Fills in bandwidth, dirty_rate, working_set and their confidences. */
+/* Fills in bandwidth, dirty_rate, working_set, their confidences, and horizon_ns. */
 void estimate_tell(const struct estimate *estimate, struct policy_input *input);
 
 /* Pause, save, load and resume of so many vCPUs, before any of it was measured. */

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/source/policy.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "engine/source/predict.h"
 
 #define MS_NS 1e6
-#define MIBS  (1 << 20)
 /* Rounds that are looked ahead. Where pre-copy converges the rest shrinks by a constant factor. */
 #define LOOKAHEAD 24u
 /* A way that ends with a finish is preferred unless a switch is cheaper by more than this. */
@@ -17,6 +17,8 @@
 /* In the middle of a round only a clear gain, seen with some confidence, changes the plan. */
 #define CHANGE_GAIN       1.10
 #define CHANGE_CONFIDENCE 0.5
+/* Writes that were seen for a time say something of times up to so often as long. */
+#define HORIZONS 3
 
 static const char *const mode_names[POLICY_MODES] = {"auto", "hybrid", "post-copy", "pre-copy",
 						     "stop-and-copy"};
@@ -151,6 +153,27 @@ static void predict_ways(const struct policy_input *input, unsigned throttle,
 	}
 }
 
+/*
+ * Before the first round ends, the guest's writes were seen for a moment only, and what they come
+ * to in a round is a guess: the working set may be no more than what was written in that moment, or
+ * all there is. Going on with a round that turns out not to pay costs little; giving up one that
+ * would have paid costs much. So the mean of the two (of their logarithms) is what is reckoned
+ * with.
+ */
+static void temper(const struct policy_input *input, struct policy_input *tempered)
+{
+	*tempered = *input;
+	if (input->round_ended || input->dirty_rate <= 0 || input->horizon_ns <= 0)
+		return;
+	double left_ns = (double)input->left_bytes / predict_bandwidth(input) * 1e9;
+	if (left_ns < HORIZONS * input->horizon_ns)
+		return;
+	double seen = predict_dirtied(input, 0, 0, input->horizon_ns);
+	double most = input->working_set > seen ? input->working_set : seen;
+	if (seen > 0)
+		tempered->working_set = sqrt(seen * most);
+}
+
 /* --- Choosing
  * ---------------------------------------------------------------------------------------------- */
 
@@ -219,32 +242,33 @@ static bool may_throttle(const struct policy_input *input)
 		(input->mode == POLICY_AUTO && input->limits.no_postcopy));
 }
 
-/* What would have to be otherwise, for a finish within the limits. */
+/* What would have to be otherwise for a finish within the downtime limit: where the rounds come to
+ * a standstill, the rest is what the guest dirties while it is sent. */
 static void say_needs(const struct policy_input *input, char *text, size_t bytes)
 {
-	double limit = (double)input->limits.downtime_ns;
-	const struct policy_prediction *none = NULL;
-	struct policy_input wish = *input;
+	struct policy_prediction end;
 	struct predict at;
+	double bandwidth = predict_bandwidth(input), affordable;
 
-	(void)none;
-	predict_init(&at, &wish);
+	predict_init(&at, input);
 	for (unsigned i = 0; i < LOOKAHEAD; i++)
 		predict_round(&at);
-	struct policy_prediction end;
 	predict_finish(&at, &end);
+	affordable = predict_affordable(input, (double)input->limits.downtime_ns);
+	/* Slow enough that a round over what is affordable dirties no more than that. */
+	double rate = affordable > 0 ? bandwidth : 0;
 	snprintf(text, bytes,
-		 "needed: a downtime limit of %.0f ms (it is %.0f), or more bandwidth than %.0f "
-		 "MB/s, or a guest that writes less than %.0f MB/s",
-		 end.downtime_ns / MS_NS, limit / MS_NS, predict_bandwidth(input) / 1e6,
-		 input->dirty_rate / 1e6);
+		 "needed: a downtime limit of %.0f ms (it is %.0f), or a guest that writes less "
+		 "than %.0f MB/s (it writes %.0f), or so much more bandwidth than %.0f MB/s",
+		 ceil(end.downtime_ns / MS_NS), (double)input->limits.downtime_ns / MS_NS,
+		 rate / 1e6, input->dirty_rate / 1e6, bandwidth / 1e6);
 }
 
 /* Time or rounds are over and nothing keeps the limits. */
 static void end_without(const struct policy_input *input, struct policy_decision *decision,
 			const char *code, const char *what)
 {
-	char needs[160];
+	char needs[200];
 
 	if (!input->limits.timeout_aborts && !input->limits.no_postcopy) {
 		say(decision, POLICY_SWITCH, code, what);
@@ -258,7 +282,7 @@ static void end_without(const struct policy_input *input, struct policy_decision
 
 static void decide_without(const struct policy_input *input, struct policy_decision *decision)
 {
-	char needs[160];
+	char needs[200];
 
 	if (!may_rounds(input) || rounds_left(input) == 0) {
 		end_without(input, decision, may_rounds(input) ? "max-rounds" : "limits",
@@ -307,11 +331,13 @@ static void decide_among(const struct policy_input *input, enum policy_way way,
 void policy_decide(const struct policy_input *input, struct policy_decision *decision)
 {
 	const struct policy_limits *limits = &input->limits;
+	struct policy_input tempered;
 
 	memset(decision, 0, sizeof(*decision));
 	decision->throttle = input->throttle;
 	decision->way = POLICY_WAYS;
-	predict_ways(input, input->throttle, decision->ways);
+	temper(input, &tempered);
+	predict_ways(&tempered, input->throttle, decision->ways);
 	if (input->switch_requested && !limits->no_postcopy) {
 		decision->way = POLICY_WAY_SWITCH;
 		say(decision, POLICY_SWITCH, "requested", "an operator asked for the switch");

@@ -61,7 +61,7 @@ struct policy_costs {
 			     * round trip */
 	double tracking_ns; /* the first write to a page after it was collected */
 	double round_ns;    /* collecting and the barrier, for each round, without the round trip */
-	double run_ns;      /* in the pause, for each page that is still dirty */
+	double run_ns;      /* telling the target of a page that it is stale */
 	double touches;     /* pages that a guest touches for each that it writes */
 	double paused_speedup; /* bandwidth while the guest stands still, over bandwidth in rounds
 				*/
@@ -102,6 +102,8 @@ struct policy_input {
 	double dirty_rate;           /* of writes to pages, repeated ones included */
 	double dirty_confidence;     /* 0: nothing known */
 	double working_set;          /* bytes that are written again and again; 0: not known */
+	double horizon_ns;           /* the longest time whose writes were seen */
+	uint64_t since_collect_ns;   /* what was written in that time is not in dirty_bytes yet */
 	double round_trip_ns;
 	double device_ns; /* pause, save, load and resume, without round trips */
 

@@ -6,6 +6,8 @@
 #define SECOND 1e9
 /* Until something is known: a link of 10 Gbit/s. */
 #define BANDWIDTH_PRIOR 1.25e9
+#define WAIT_STEPS      24
+#define LOOK_NS         1e6 /* a collect, and a message */
 
 static double larger(double a, double b)
 {
@@ -54,14 +56,27 @@ static double working_set(const struct policy_input *input)
 	return input->working_set > 0 ? input->working_set : larger(data_bytes(input), 1);
 }
 
+/* What was dirtied in a time t is a concave function of t, whatever the guest does, as long as it
+ * goes on doing so: half of the time dirties at least half as much. */
+static double at_least(const struct policy_input *input, unsigned throttle, double ns)
+{
+	if (!input->round_count || throttle)
+		return 0;
+	const struct policy_round *last = &input->rounds[input->round_count - 1];
+	if (!last->duration_ns)
+		return 0;
+	return (double)last->dirtied_bytes * smaller(ns / (double)last->duration_ns, 1);
+}
+
 double predict_dirtied(const struct policy_input *input, unsigned throttle, double dirty, double ns)
 {
 	double set = larger(working_set(input), dirty);
 	double rate = input->dirty_rate * (1 - throttle / 100.0);
+	double least = at_least(input, throttle, ns);
 
 	if (set <= 0 || rate <= 0)
-		return dirty;
-	return set - (set - dirty) * exp(-rate * (ns / SECOND) / set);
+		return larger(dirty, least);
+	return larger(set - (set - dirty) * exp(-rate * (ns / SECOND) / set), least);
 }
 
 /* The pause without what is copied in it: state there, LOADED back, COMMIT there. */
@@ -77,6 +92,9 @@ void predict_init(struct predict *at, const struct policy_input *input)
 			       .dirty = (double)input->dirty_bytes,
 			       .total_ns = (double)input->elapsed_ns,
 			       .throttle = input->throttle};
+	if (input->since_collect_ns)
+		at->dirty = predict_dirtied(input, at->throttle, at->dirty,
+					    (double)input->since_collect_ns);
 }
 
 void predict_round(struct predict *at)
@@ -105,12 +123,20 @@ static double outstanding(const struct predict *at)
 	return smaller(at->left + at->dirty, larger(data_bytes(at->input), at->left));
 }
 
+/* What is stale is told ahead of the pause; in it, only what was written meanwhile. */
+static double stale_ns(const struct policy_input *input, double dirty)
+{
+	double told_ns = LOOK_NS + dirty / page_bytes(input) * input->costs.run_ns;
+	double late = input->dirty_rate * told_ns / SECOND;
+
+	return smaller(late, dirty) / page_bytes(input) * input->costs.run_ns;
+}
+
 double predict_affordable(const struct policy_input *input, double limit_ns)
 {
 	double ns = limit_ns - fixed_ns(input);
-	double per_byte =
-		SECOND / predict_paused_bandwidth(input) + input->costs.run_ns / page_bytes(input);
-	return ns > 0 ? ns / per_byte : 0;
+
+	return ns > 0 ? ns / SECOND * predict_paused_bandwidth(input) : 0;
 }
 
 static void fill(const struct predict *at, double downtime_ns, double wait_ns, double push_ns,
@@ -129,7 +155,7 @@ void predict_finish(const struct predict *at, struct policy_prediction *out)
 	const struct policy_input *input = at->input;
 	double bytes = outstanding(at);
 	double downtime_ns = fixed_ns(input) + bytes / predict_paused_bandwidth(input) * SECOND +
-			     bytes / page_bytes(input) * input->costs.run_ns;
+			     stale_ns(input, at->dirty);
 
 	fill(at, downtime_ns, 0, 0, out);
 }
@@ -137,31 +163,43 @@ void predict_finish(const struct predict *at, struct policy_prediction *out)
 /*
  * Waits for outstanding pages while they are pushed, of the mean vCPU. It touches `rate` pages a
  * second when nothing keeps it; a touch finds its page outstanding with probability f, and then
- * costs a fault. Of each moment the share a f / (1 + a f) is waiting, with a = rate * fault. The
- * push lets f fall from f0 to 0 in a straight line over push_ns, so the waits add up to
+ * costs a fault. Of each moment the share
  *
- *	push_ns * (1 - ln(1 + a f0) / (a f0))
+ *	w = a f / (1 + a f),  a = rate * fault
+ *
+ * is waiting. f falls from f0 to 0 as the outstanding bytes do, by the push and, where that is held
+ * back by a limit, by what is fetched beside it: w / fault pages a second of each vCPU.
  */
-static double waits_ns(const struct predict *at, double push_ns)
+static double waits_ns(const struct predict *at, double *push_ns)
 {
 	const struct policy_input *input = at->input;
-	double rate = input->dirty_rate / page_bytes(input) * input->costs.touches / vcpus(input);
-	double a = rate * (input->costs.fault_ns + input->round_trip_ns) / SECOND;
+	double page = page_bytes(input), bandwidth = predict_bandwidth(input);
+	double fault_ns = input->costs.fault_ns + input->round_trip_ns;
+	double rate = input->dirty_rate / page * input->costs.touches / vcpus(input);
+	double a = rate * fault_ns / SECOND;
 	/* Of what is dirty all is in the working set; of the rest its share. */
 	double data = larger(data_bytes(input), 1);
 	double f0 = smaller(at->left / data + at->dirty / larger(working_set(input), at->dirty), 1);
-	double x = a * f0;
+	double step = outstanding(at) / WAIT_STEPS, waited_ns = 0;
+	bool limited = input->limits.bandwidth > 0;
 
-	if (at->left + at->dirty <= 0 || x < 1e-9)
-		return 0;
-	return push_ns * (1 - log1p(x) / x);
+	*push_ns = 0;
+	for (unsigned i = 0; i < WAIT_STEPS; i++) {
+		double f = f0 * (WAIT_STEPS - i - 0.5) / WAIT_STEPS;
+		double waiting = a * f / (1 + a * f);
+		double fetched = limited ? waiting / fault_ns * SECOND * vcpus(input) * page : 0;
+		double ns = step / (bandwidth + fetched) * SECOND;
+		waited_ns += waiting * ns;
+		*push_ns += ns;
+	}
+	return waited_ns;
 }
 
 void predict_switch(const struct predict *at, struct policy_prediction *out)
 {
 	const struct policy_input *input = at->input;
-	double push_ns = outstanding(at) / predict_bandwidth(input) * SECOND;
+	double push_ns, waited_ns = waits_ns(at, &push_ns);
 	double downtime_ns = fixed_ns(input) + at->dirty / page_bytes(input) * input->costs.run_ns;
 
-	fill(at, downtime_ns, waits_ns(at, push_ns), push_ns, out);
+	fill(at, downtime_ns, waited_ns, push_ns, out);
 }

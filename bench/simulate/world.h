@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A simulated guest, link and pair of hosts, which the policy's own code decides about. Time is
+ * computed, not spent. The world knows what the policy can only estimate, and is a little richer
+ * than what the policy assumes: a guest may have several working sets of different rates, and its
+ * rate and the link's vary.
+ */
+#ifndef BENCH_SIMULATE_WORLD_H
+#define BENCH_SIMULATE_WORLD_H
+
+#include <stdint.h>
+
+#include "engine/source/policy.h"
+
+#define WORLD_SETS_MAX 4u
+
+struct world {
+	uint64_t ram_bytes, data_bytes, page_bytes;
+	unsigned vcpus;
+	unsigned set_count;
+	struct {
+		double bytes, rate; /* of this set; the rate is in bytes of pages a second */
+	} sets[WORLD_SETS_MAX];
+	double bandwidth; /* of the link, or of what the hosts can do */
+	double noise;     /* relative deviation of rates and bandwidth, 0: none */
+	double round_trip_ns, device_ns;
+	struct policy_costs costs; /* the true ones */
+	uint64_t seed;
+};
+
+struct world_result {
+	enum policy_action end; /* switch, finish or abort */
+	unsigned rounds;
+	double downtime_ns, stall_ns, total_ns, cost_ns;
+	double sent_bytes;
+	/* What was predicted at the last decision, for the way that was then taken. */
+	struct policy_prediction predicted;
+};
+
+typedef void world_tell(void *context, const struct policy_input *input,
+			const struct policy_decision *decision);
+
+/* Moves the guest once; `tell` (or NULL) hears of each decision. */
+void world_run(const struct world *world, enum policy_mode mode, const struct policy_limits *limits,
+	       world_tell *tell, void *context, struct world_result *result);
+
+#endif
