@@ -34,11 +34,17 @@
 #include "cli/snapshot.h"
 #include "cli/text.h"
 
-#define HOST_TELL_NS  UINT64_C(100000000) /* between events to followers */
-#define HOST_CHECK_MS 2500                /* of the 5 s within which a signal ends the process */
-#define HOST_STOP_S   4
-#define HOST_START_MS 20 /* between questions whether a new guest is at work */
-#define HOST_DRAIN_MS 500
+#define HOST_TELL_NS UINT64_C(100000000) /* between events to followers */
+/* A signal ends the process within 5 s. The guest's last check of its memory may use what of them
+ * the rest does not need: stopping it, giving its memory back, the last words to clients. */
+#define HOST_END_MS      5000
+#define HOST_REST_MS     1000
+#define HOST_REST_GIB_MS 100 /* more of it for each GiB of memory, up to: */
+#define HOST_REST_MOST   2500
+#define HOST_CHECK_LEAST 500
+#define HOST_HANG_MS     500 /* beyond its check, until a guest counts as one that hangs */
+#define HOST_START_MS    20  /* between questions whether a new guest is at work */
+#define HOST_DRAIN_MS    500
 /* For the source to say that it has heard of the end, once a signal came: of the same 5 s. */
 #define HOST_FAREWELL_NS UINT64_C(500000000)
 #define HOST_RETRY_MS    100 /* after the kernel had no memory to wait with */
@@ -243,6 +249,8 @@ static void stop_asked(struct host *host, const char *by)
 	struct jaunt_error error = {.code = 0};
 	struct jaunt_status status;
 
+	if (!host->stop_wanted)
+		host->stop_ns = clock_ns();
 	if (!host->job) {
 		host->stop_wanted = true;
 		return;
@@ -287,6 +295,7 @@ static void take_signals(struct host *host)
  * this process from ending. */
 struct stopper {
 	void *vm;
+	unsigned check_ms;
 	enum guest_check check;
 	struct jaunt_error error;
 };
@@ -294,7 +303,7 @@ struct stopper {
 static void *stop_guest(void *argument)
 {
 	struct stopper *stopper = argument;
-	stopper->check = guest_stop(stopper->vm, HOST_CHECK_MS, &stopper->error);
+	stopper->check = guest_stop(stopper->vm, stopper->check_ms, &stopper->error);
 	return NULL;
 }
 
@@ -312,23 +321,42 @@ void host_settle_arrival(struct host *host)
 	host->arrival = NULL;
 }
 
+/* How long the guest may take to check its memory. */
+static unsigned check_ms(const struct host *host)
+{
+	uint64_t used = (clock_ns() - host->stop_ns) / 1000000;
+	uint64_t rest = HOST_REST_MS + (host->facts.memory_bytes >> 30) * HOST_REST_GIB_MS;
+
+	if (rest > HOST_REST_MOST)
+		rest = HOST_REST_MOST;
+	if (used + rest + HOST_CHECK_LEAST > HOST_END_MS)
+		return HOST_CHECK_LEAST;
+	return (unsigned)(HOST_END_MS - rest - used);
+}
+
 static void stop(struct host *host)
 {
+	unsigned limit_ms = check_ms(host);
 	struct stopper *stopper = calloc(1, sizeof(*stopper));
 	struct timespec limit;
 	pthread_t thread;
 
 	notify_send("STOPPING=1");
 	clock_gettime(CLOCK_REALTIME, &limit);
-	limit.tv_sec += HOST_STOP_S;
-	if (stopper)
+	limit.tv_nsec += (limit_ms + HOST_HANG_MS) % 1000 * 1000000L;
+	limit.tv_sec += (limit_ms + HOST_HANG_MS) / 1000 + limit.tv_nsec / 1000000000;
+	limit.tv_nsec %= 1000000000;
+	if (stopper) {
 		stopper->vm = host->vm;
+		stopper->check_ms = limit_ms;
+	}
 	if (!stopper || pthread_create(&thread, NULL, stop_guest, stopper)) {
 		free(stopper);
 		host_say(host, "the VM cannot be stopped in order: no memory or threads");
 	} else if (pthread_timedjoin_np(thread, NULL, &limit)) {
 		/* Neither freed nor destroyed: the thread still uses them, and the process ends. */
-		host_say(host, "the guest could not be stopped within %d s", HOST_STOP_S);
+		host_say(host, "the guest could not be stopped within %u ms",
+			 limit_ms + HOST_HANG_MS);
 		host->check = GUEST_UNFINISHED;
 		host_take_account(host);
 		host->vm = NULL;

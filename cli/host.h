@@ -42,6 +42,7 @@ struct host {
 	struct jaunt_percentiles touches;
 
 	bool stop_wanted, finished;
+	uint64_t stop_ns;    /* when a signal asked for it */
 	uint64_t abandon_ns; /* when the source's farewell is waited for no longer; 0: it is */
 	bool told_poll;      /* that clients cannot be listened to */
 	enum jaunt_outcome outcome;

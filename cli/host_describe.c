@@ -93,7 +93,9 @@ void host_print_account(const struct host *host, FILE *out)
 		[GUEST_NOT_CHECKED] = "not checked",
 		[GUEST_CLEAN] = "all its memory checked, clean",
 		[GUEST_ERRORS] = "its memory is WRONG",
-		[GUEST_UNFINISHED] = "the last check of its memory did not come to its end",
+		[GUEST_UNFINISHED] = "the last check of all its memory was NOT FINISHED in time: "
+				     "what it had not "
+				     "reached is unchecked",
 	};
 	const struct guest_account *account = &host->account;
 	char stall[TEXT_ROOM], error[512];
