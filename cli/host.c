@@ -29,6 +29,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cli/explain.h"
 #include "cli/notify.h"
 #include "cli/progress.h"
 #include "cli/snapshot.h"
@@ -226,10 +227,12 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 	job_status(job, &status);
 	json_t *event = json_pack("{s:s, s:i, s:o}", "event", "end", "outcome", (int)outcome,
 				  "migration", host_describe_migration(job, &status));
-	if (job_outgoing(job))
+	if (job_outgoing(job)) {
+		json_object_set_new(event, "decisions", explain_json(job_migration(job)));
 		end_outgoing(host, &status, outcome);
-	else
+	} else {
 		end_incoming(host, &status, outcome);
+	}
 	host->job = NULL;
 	host->abandon_ns = 0;
 	/* Closing the migration takes the handler from a guest that may still wait for a page, and

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cli/client.h"
+#include "cli/explain.h"
 #include "cli/outcome.h"
 #include "cli/peer.h"
 #include "cli/progress.h"
@@ -38,7 +39,7 @@ struct migrate_arguments {
 	struct peer peer;
 	const char *name;
 	char *trace;
-	bool json;
+	bool json, explain;
 };
 
 /* What is known in this process. */
@@ -47,6 +48,7 @@ struct follower {
 	struct progress progress;
 	struct jaunt_status status; /* as heard last */
 	struct jaunt_error error;
+	json_t *decisions;
 	int signal_fd;
 	bool push, dry_run;
 	bool cancel_asked, told_committed;
@@ -70,6 +72,8 @@ static const struct argp_option migrate_options[] = {
 	 "Find out whether the target would take the VM; move nothing", 0},
 	{"trace", COMMAND_KEY_TRACE, "FILE", 0,
 	 "Record every fault, grant and decision in FILE, one JSON object a line", 0},
+	{"explain", COMMAND_KEY_EXPLAIN, NULL, 0,
+	 "At the end, what was decided in each round and from what, as a table", 0},
 	{"peer-timeout", COMMAND_KEY_PEER_TIMEOUT, "TIME", 0,
 	 "Silence after which the other side counts as lost (default: 10s)", 0},
 	{"insecure", COMMAND_KEY_INSECURE, NULL, 0,
@@ -111,6 +115,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 	case COMMAND_KEY_TRACE:
 		tracefile_absolute(&arguments->trace, argument, &error);
 		options->trace_path = arguments->trace;
+		break;
+	case COMMAND_KEY_EXPLAIN:
+		arguments->explain = true;
 		break;
 	case COMMAND_KEY_PEER_TIMEOUT:
 		quantity_time_ms(argument, &options->peer_timeout_ms, &error);
@@ -268,6 +275,8 @@ static enum jaunt_outcome follow(struct follower *follower)
 			progress_update(&follower->progress, &follower->status, follower->push,
 					clock_ns());
 		}
+		if (last)
+			follower->decisions = json_incref(json_object_get(event, "decisions"));
 		json_decref(event);
 		if (last)
 			return outcome >= JAUNT_DONE && outcome <= JAUNT_UNKNOWN
@@ -356,8 +365,12 @@ int command_migrate(int argc, char **argv)
 	}
 	if (outcome != JAUNT_DONE && follower.status.error[0])
 		command_complain("migrate", follower.status.error);
+	if (arguments.explain && began)
+		explain_print(stdout, follower.decisions);
 	if (arguments.json) {
 		json_t *object = report_json("jaunt.migrate/1", &follower.status, outcome);
+		if (arguments.explain)
+			json_object_set(object, "decisions", follower.decisions);
 		json_object_set_new(object, "name", text_json(arguments.name));
 		json_object_set_new(object, "dry_run", json_boolean(arguments.options.dry_run));
 		text_print_json(object);
@@ -366,6 +379,7 @@ int command_migrate(int argc, char **argv)
 			     arguments.options.dry_run);
 	}
 	client_close(&follower.client);
+	json_decref(follower.decisions);
 	free(arguments.trace);
 	return (int)outcome;
 }
