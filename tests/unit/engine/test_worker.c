@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/worker.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/resource.h>
+
+TestSuite(worker, .timeout = 60);
+
+static struct worker worker;
+static _Atomic unsigned begun, pumped, ended;
+static int begin_result;
+
+static int begin(void *user, struct ring *ring)
+{
+	cr_assert_eq(user, &worker);
+	cr_assert_not_null(ring);
+	begun++;
+	return begin_result;
+}
+
+static int64_t pump(void *user)
+{
+	(void)user;
+	pumped++;
+	return -1;
+}
+
+static void end(void *user)
+{
+	(void)user;
+	ended++;
+}
+
+static const struct worker_ops ops = {.begin = begin, .pump = pump, .end = end};
+
+static int start(void)
+{
+	return worker_start(&worker, "test", WORKER_NORMAL, &ops, &worker);
+}
+
+/* As one that never was started: nothing to stop, nobody to wake. */
+static void expect_not_running(void)
+{
+	cr_assert_not(worker.running);
+	cr_assert_null(worker.ring);
+	worker_wake(&worker);
+	worker_stop(&worker);
+	cr_assert_eq(pumped, 0);
+	cr_assert_eq(ended, 0);
+}
+
+Test(worker, a_beginning_that_fails_is_told_and_nothing_runs)
+{
+	begin_result = -ENODEV;
+	cr_assert_eq(start(), -ENODEV);
+	cr_assert_eq(begun, 1);
+	expect_not_running();
+}
+
+Test(worker, without_a_ring_nothing_begins)
+{
+	struct rlimit before, none = {0, 0};
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	none.rlim_max = before.rlim_max;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+	int result = start();
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+	cr_assert_eq(result, -EMFILE, "%s", strerror(-result));
+	cr_assert_eq(begun, 0);
+	expect_not_running();
+}
+
+Test(worker, one_that_failed_can_be_started_again)
+{
+	begin_result = -ENODEV;
+	cr_assert_eq(start(), -ENODEV);
+	begin_result = 0;
+	cr_assert_eq(start(), 0);
+	worker_wake(&worker);
+	worker_stop(&worker);
+	cr_assert_eq(begun, 2);
+	cr_assert_eq(ended, 1);
+	worker_stop(&worker);
+	cr_assert_eq(ended, 1);
+}
