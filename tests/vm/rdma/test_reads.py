@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Migrations whose pages the target READs: what arrives, how, and what is counted of it."""
+
+import cases
+import lab
+
+
+class Reads(lab.Case):
+    """On one host, where a machine is there soonest."""
+
+    def setUp(self):
+        super().setUp()
+        self.host, = self.machines(lab.one)
+
+    def migrate(self, **settings):
+        """The target's report, and the source's."""
+        with self.site("rdma", {"a": self.host, "b": self.host}) as site:
+            report = cases.run(site, lab.small(**settings))
+            source = next(process for process in site.processes if "migrate" in process.arguments)
+            return report, source.json()
+
+    def check_figures(self, report, source):
+        """Everything that carried bytes was a READ, and the registration is accounted for."""
+        pages = report["pages"]
+        self.assertGreaterEqual(pages["read"], pages["pushed"] + pages["demanded"])
+        self.assertEqual(report["bytes"]["read"], pages["read"] * 4096)
+        self.assertEqual(source["pages"]["read"], pages["read"])
+        registered = source["registered"]
+        self.assertEqual(source["register_error"], "")
+        self.assertGreaterEqual(registered["bytes"], (pages["pushed"] + pages["demanded"]) * 4096)
+        self.assertGreater(registered["ms"], 0)
+        self.assertGreater(registered["estimate_ms"], 0)
+
+    def test_pages_are_read(self):
+        self.check_figures(*self.migrate())
+
+    def test_pages_are_read_and_verified(self):
+        self.check_figures(*self.migrate(verify=True))
+
+    def test_pages_are_read_by_four_streams_and_two_fault_threads(self):
+        self.check_figures(*self.migrate(verify=True, streams=4, fault_threads=2))
+
+    def test_faults_alone_are_read_and_then_the_rest(self):
+        self.check_figures(*self.migrate(verify=True, push="later"))
+
+    def test_pages_that_the_guest_gave_back_are_not_read_from_what_was_registered(self):
+        report, _ = self.migrate(workload="discard", verify=True)
+        self.assertEqual(report["mismatched_pages"], 0)
