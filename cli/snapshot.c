@@ -58,6 +58,7 @@ static const struct field fields[] = {
 	COUNT("bytes", "read", read_bytes),
 	COUNT("registered", "bytes", registered_bytes),
 	COUNT("registered", "hole_bytes", registered_hole_bytes),
+	COUNT("registered", "stale", registered_stale),
 	REAL("registered", "ms", register_ms),
 	REAL("registered", "estimate_ms", register_estimate_ms),
 	REAL(NULL, "throughput_bytes_per_s", throughput_bytes_per_s),

@@ -150,6 +150,7 @@ void source_exposed_status(struct source *source, struct jaunt_status *status)
 	expose_figures(&source->expose, &figures);
 	status->registered_bytes = figures.bytes;
 	status->registered_hole_bytes = figures.hole_bytes;
+	status->registered_stale = figures.stale;
 	status->register_ms = (double)figures.took_ns / 1e6;
 	status->register_estimate_ms = (double)figures.estimate_ns / 1e6;
 	if (expose_why(&source->expose, &why))

@@ -236,6 +236,9 @@ static int make_blocks(struct expose *expose)
 		return -ENOMEM;
 	expose->blocks = blocks;
 	expose->block_count = count;
+	/* Before anything is registered (seq_cst): a discard whose report does not see it came
+	 * before, so what is registered is what the file has since. */
+	atomic_store(&expose->exposing, true);
 	return 0;
 }
 
@@ -310,7 +313,7 @@ size_t expose_take(struct expose *expose, struct expose_told *out, size_t room)
 
 void expose_discarded(struct expose *expose, size_t region, uint64_t first, uint64_t count)
 {
-	if (!expose->blocks || region >= expose->memory->region_count || !count)
+	if (!atomic_load(&expose->exposing) || region >= expose->memory->region_count || !count)
 		return;
 	uint64_t pages = chunk_block_pages(&expose->memory->regions[region]);
 	uint64_t blocks = chunk_blocks(&expose->memory->regions[region]);
@@ -381,10 +384,13 @@ void expose_close(struct expose *expose)
 		transport_unexpose(&expose->blocks[i].old);
 		transport_unexpose(&expose->blocks[i].exposure);
 	}
+}
+
+void expose_free(struct expose *expose)
+{
 	if (expose->blocks)
 		munmap(expose->blocks, expose->block_count * sizeof(*expose->blocks));
-	expose->blocks = NULL;
-	expose->block_count = 0;
+	*expose = (struct expose){0};
 }
 
 void expose_figures(const struct expose *expose, struct expose_figures *figures)

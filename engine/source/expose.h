@@ -61,6 +61,7 @@ struct expose {
 	bool after;                /* the second pass */
 	uint64_t scanned;          /* expose_take(): where to go on */
 
+	_Atomic bool exposing; /* `blocks` are there, until expose_free() */
 	_Atomic bool discards; /* some block is stale */
 	_Atomic bool open;     /* `mutex` exists: set once, for those who ask for figures */
 
@@ -90,8 +91,10 @@ int expose_again(struct expose *expose);
 /* Ends a pass. */
 void expose_stop(struct expose *expose);
 /* Revokes every key and unpins; when no channel of the session is left, or nothing matters any
- * more. Also of one that is all zero. */
+ * more. Also of one that is all zero, and more than once. */
 void expose_close(struct expose *expose);
+/* Closed, and nobody reports discards or asks for figures any more. */
+void expose_free(struct expose *expose);
 
 void expose_figures(const struct expose *expose, struct expose_figures *figures);
 /* Why less is exposed than there is; false: it is not. Any thread. */

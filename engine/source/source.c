@@ -586,6 +586,7 @@ static void source_close(struct jaunt_migration *migration)
 		free(source->serves[i]);
 	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
 		free(source->pushers[i]);
+	expose_free(&source->expose);
 	if (source->memory_open)
 		guestmem_close(&source->shared.memory);
 	migration_fini(migration);

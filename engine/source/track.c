@@ -55,7 +55,8 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 {
 	struct source *source = (struct source *)migration;
 
-	(void)discarded; /* of use to whoever has registered the pages with a device */
+	if (discarded) /* what is registered with a device is not the guest's any more */
+		expose_discarded(&source->expose, region, first, count);
 	if (atomic_load(&source->shared.tracking))
 		dirty_mark(&source->shared.dirty, region, first, count);
 }
