@@ -2,6 +2,7 @@
 #include "cli/guest.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,9 +96,29 @@ int guest_account(void *vm, struct guest_account *account, struct jaunt_error *e
 			whole.arrived ? whole.ms_to_90_percent_throughput : -1,
 		.touches_dropped = whole.touches_dropped,
 	};
+	for (size_t i = 0; i < whole.touch_count; i++)
+		account->waited_us += whole.touches[i].latency_us;
 	snprintf(account->first_error, sizeof(account->first_error), "%s", whole.first_error);
 	snprintf(account->tsc_note, sizeof(account->tsc_note), "%s", whole.tsc_note);
 	microvm_account_free(&whole);
+	return 0;
+}
+
+int guest_write_throughput(void *vm, const char *path, struct jaunt_error *error)
+{
+	struct microvm_account whole;
+	int result = microvm_account(vm, &whole, error);
+
+	if (result)
+		return result;
+	FILE *file = fopen(path, "we");
+	for (size_t i = 0; file && i < whole.sample_count; i++)
+		fprintf(file, "%" PRIu64 " %u\n", whole.samples[i].time_ns,
+			whole.samples[i].operations);
+	microvm_account_free(&whole);
+	if (!file || fclose(file))
+		return error_set(error, errno, "throughput-file", "write %s: %s", path,
+				 strerror(errno));
 	return 0;
 }
 
@@ -144,6 +165,7 @@ json_t *guest_account_json(const struct guest_account *account,
 	json_object_set_new(object, "arrival_gap_us", text_real(account->arrival_gap_us));
 	json_object_set_new(object, "touch_latency_us",
 			    snapshot_percentiles_json(touches ? touches : &none));
+	json_object_set_new(object, "waited_us", text_real(account->waited_us));
 	json_object_set_new(object, "touches_dropped",
 			    json_integer((json_int_t)account->touches_dropped));
 	json_object_set_new(object, "operations_per_s_before",

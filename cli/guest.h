@@ -32,6 +32,7 @@ struct guest_account {
 	double longest_stall_us, arrival_gap_us;
 	double ms_to_90_percent_throughput; /* negative: not reached, or it did not arrive */
 	uint64_t touches_dropped;
+	double waited_us; /* of all vCPUs, in touches that took longer than 2 us, since arrival */
 	char first_error[512], tsc_note[160];
 };
 
@@ -59,6 +60,10 @@ int guest_account(void *vm, struct guest_account *account, struct jaunt_error *e
  * each page only. The VM's memory is complete. */
 int guest_touch_latency(void *vm, const struct jaunt_migration *migration,
 			struct jaunt_percentiles *out, struct jaunt_error *error);
+
+/* Writes the guest's throughput, "ns operations" a millisecond (CLOCK_MONOTONIC), from up to a
+ * minute before it arrived. The VM's memory is complete. */
+int guest_write_throughput(void *vm, const char *path, struct jaunt_error *error);
 
 /* {"operations", "memory_errors", …}, a new reference. `touches` may be NULL. */
 json_t *guest_account_json(const struct guest_account *account,

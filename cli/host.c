@@ -374,6 +374,10 @@ static void stop(struct host *host)
 	}
 	host_take_account(host);
 	host_settle_arrival(host);
+	struct jaunt_error error = {.code = 0};
+	if (host->throughput_path &&
+	    guest_write_throughput(host->vm, host->throughput_path, &error))
+		host_say(host, "%s", error.text);
 	guest_destroy(host->vm);
 	host->vm = NULL;
 	host->vm_here = false;

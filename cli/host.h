@@ -41,6 +41,7 @@ struct host {
 	bool has_touches;
 	struct jaunt_percentiles touches;
 
+	const char *throughput_path; /* where its throughput is written at the end, or NULL */
 	bool stop_wanted, finished;
 	uint64_t stop_ns;    /* when a signal asked for it */
 	uint64_t abandon_ns; /* when the source's farewell is waited for no longer; 0: it is */

@@ -21,7 +21,7 @@
 struct receive_arguments {
 	struct jaunt_options options;
 	struct peer peer;
-	const char *as;
+	const char *as, *throughput;
 	char *trace;
 	bool thread_backed, json;
 };
@@ -41,6 +41,10 @@ static const struct argp_option receive_options[] = {
 	 0},
 	{"thread-backed", COMMAND_KEY_THREAD_BACKED, NULL, 0,
 	 "Accept a VM whose vCPUs are threads, without KVM", 0},
+	{"throughput", COMMAND_KEY_THROUGHPUT, "FILE", 0,
+	 "At the end, write the guest's operations by the millisecond to FILE, from up to a minute "
+	 "before it came",
+	 0},
 	{"json", COMMAND_KEY_JSON, NULL, 0,
 	 "At the end, one JSON object as the last line of stdout", 0},
 	{0},
@@ -70,6 +74,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		break;
 	case COMMAND_KEY_INSECURE:
 		arguments->options.insecure = true;
+		break;
+	case COMMAND_KEY_THROUGHPUT:
+		arguments->throughput = argument;
 		break;
 	case COMMAND_KEY_THREAD_BACKED:
 		arguments->thread_backed = true;
@@ -120,6 +127,7 @@ static int start(struct host *host, const struct receive_arguments *arguments,
 	char listening[320], state[400];
 	int result = host_open(host, "receive", error);
 
+	host->throughput_path = arguments->throughput;
 	if (!result && arguments->trace)
 		result = tracefile_check(arguments->trace, error);
 	if (!result && arguments->as)

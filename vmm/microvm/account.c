@@ -34,7 +34,7 @@
 #define SAMPLE_NS        UINT64_C(1000000)
 #define RECOVERY_SAMPLES 20
 #define RECOVERY_SHARE   0.9
-#define BEFORE_NS        UINT64_C(1000000000)
+#define BEFORE_NS        UINT64_C(60000000000) /* rounds of pre-copy come before arrival */
 
 void account_init(struct account *account, uint64_t tsc_khz)
 {

@@ -112,7 +112,7 @@ struct microvm_account {
 	size_t touch_count;
 	uint64_t touches_dropped;
 	struct microvm_sample
-		*samples; /* from 1 s before arrival, at most the last 65 s, in order */
+		*samples; /* from 60 s before arrival, at most the last 65 s, in order */
 	size_t sample_count;
 	char tsc_note[160]; /* arrived: empty, or how the restored TSC did not take effect */
 };
