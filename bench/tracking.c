@@ -53,11 +53,11 @@ static uint64_t operations(struct run *run)
 	return operations;
 }
 
-static double collect_us(struct run *run)
+static double collect_us(struct run *run, bool running)
 {
 	struct jaunt_error error;
 	uint64_t before = clock_ns();
-	check(tracker_collect(run->tracker, &error), &error);
+	check(tracker_collect(run->tracker, running, &error), &error);
 	return (double)(clock_ns() - before) / 1e3;
 }
 
@@ -69,7 +69,7 @@ static double throughput(struct run *run, double ms, double round_ms)
 		nap(round_ms);
 		if (run->rounds == ROUNDS_MOST)
 			continue;
-		run->collect_us[run->rounds] = collect_us(run);
+		run->collect_us[run->rounds] = collect_us(run, true);
 		run->pages[run->rounds++] = (double)dirty_count_all(&run->dirty);
 		dirty_clear(&run->dirty);
 	}
@@ -89,7 +89,7 @@ static void measure(struct run *run, double ms, double round_ms, json_t *report)
 	double with = throughput(run, ms, round_ms);
 	nap(round_ms); /* what a last round would find */
 	check(microvm_ops.pause(run->vm, &ignored, &error), &error);
-	double paused_us = collect_us(run);
+	double paused_us = collect_us(run, false);
 	double paused_pages = (double)dirty_count_all(&run->dirty);
 	check(microvm_ops.resume(run->vm, &ignored, &error), &error);
 	before = clock_ns();

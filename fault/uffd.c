@@ -32,6 +32,9 @@
 
 #define FEATURES_NEEDED  (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM)
 #define FEATURES_HUGETLB (UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS)
+#define FEATURES_WP                                                                                \
+	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |                        \
+	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC)
 
 static const char *const feature_names[] = {
 	"PAGEFAULT_FLAG_WP",
@@ -123,13 +126,16 @@ static void name_features(uint64_t features, char *text, size_t room)
 int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *error)
 {
 	uint64_t needed = FEATURES_NEEDED | (hugetlb ? FEATURES_HUGETLB : 0);
-	const uint64_t requests[] = {needed | FEATURES_HUGETLB | UFFD_FEATURE_EXACT_ADDRESS,
+	const uint64_t requests[] = {needed | FEATURES_HUGETLB | UFFD_FEATURE_EXACT_ADDRESS |
+					     FEATURES_WP,
+				     needed | FEATURES_HUGETLB | UFFD_FEATURE_EXACT_ADDRESS,
 				     needed | FEATURES_HUGETLB, needed};
 	uint64_t offered = 0;
 	int flags, result = -EINVAL;
 
 	uffd->fd = -1;
 	uffd->features = 0;
+	uffd->wp_async = false;
 	/* A blocking userfaultfd polls as an error (POLLERR), never as readable. */
 	flags = fcntl(fd, F_GETFL);
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || fcntl(fd, F_SETFD, FD_CLOEXEC)) {
@@ -139,8 +145,10 @@ int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *erro
 				 "userfaultfd: the descriptor %d cannot be used: %s", fd,
 				 strerror(code));
 	}
-	for (size_t i = 0; i < sizeof(requests) / sizeof(requests[0]) && result == -EINVAL; i++)
+	for (size_t i = 0; i < sizeof(requests) / sizeof(requests[0]) && result == -EINVAL; i++) {
 		result = negotiate(fd, requests[i], &offered);
+		uffd->wp_async = !result && (requests[i] & UFFD_FEATURE_WP_ASYNC);
+	}
 	if (!result) {
 		uffd->fd = fd;
 		uffd->features = offered;
@@ -217,6 +225,26 @@ int uffd_register(const struct uffd *uffd, uint64_t address, uint64_t bytes,
 			(unsigned long long)range.ioctls);
 	}
 	return 0;
+}
+
+int uffd_register_wp(const struct uffd *uffd, uint64_t address, uint64_t bytes,
+		     struct jaunt_error *error)
+{
+	struct uffdio_register range = {
+		.range = {.start = address, .len = bytes},
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+
+	if (!ioctl(uffd->fd, UFFDIO_REGISTER, &range))
+		return 0;
+	int code = errno;
+	return error_set(error, code, "userfaultfd-register",
+			 "userfaultfd: register %llu MiB at 0x%llx for write-protection: %s%s",
+			 (unsigned long long)(bytes >> 20), (unsigned long long)address,
+			 strerror(code),
+			 code == EBUSY ? "; another userfaultfd holds this memory: end the program "
+					 "that does"
+				       : "");
 }
 
 int uffd_unregister(const struct uffd *uffd, uint64_t address, uint64_t bytes)

@@ -17,6 +17,7 @@
 struct uffd {
 	int fd;            /* non-blocking, close-on-exec; -1: closed */
 	uint64_t features; /* what the kernel offers (UFFD_FEATURE_*) */
+	bool wp_async;     /* write-protection that lifts itself was agreed on: see wp.h */
 };
 
 /* Opens one in this process: the system call, and on any error /dev/userfaultfd; never one that is
@@ -25,8 +26,9 @@ struct uffd {
 int uffd_open(struct uffd *uffd, struct jaunt_error *error);
 
 /* Negotiates UFFDIO_API on a userfaultfd made by someone else, and owns it. Requires MISSING and
- * MINOR on shmem; on hugetlbfs if there is need of it: `hugetlb`. No UFFD_FEATURE_EVENT_* is
- * requested. */
+ * MINOR on shmem; on hugetlbfs if there is need of it: `hugetlb`. Where the kernel has asynchronous
+ * write-protection it is agreed on, too: a VM that came by this userfaultfd may leave by it, and
+ * there is no second negotiation. No UFFD_FEATURE_EVENT_* is requested. */
 int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *error);
 
 void uffd_close(struct uffd *uffd);
@@ -34,6 +36,9 @@ void uffd_close(struct uffd *uffd);
 /* MISSING and MINOR faults of [address, address + bytes). */
 int uffd_register(const struct uffd *uffd, uint64_t address, uint64_t bytes,
 		  struct jaunt_error *error);
+/* Asynchronous write-protection of the range instead; nothing is protected yet. Needs wp_async. */
+int uffd_register_wp(const struct uffd *uffd, uint64_t address, uint64_t bytes,
+		     struct jaunt_error *error);
 int uffd_unregister(const struct uffd *uffd, uint64_t address, uint64_t bytes);
 
 /* Each returns the bytes done, which may be fewer than asked for (waiters on those were woken,

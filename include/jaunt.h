@@ -96,6 +96,8 @@ struct jaunt_vm_ops {
 	 * UFFDIO_API has not been called; the engine closes it. NULL: the view is in this process.
 	 */
 	int (*userfaultfd)(void *vm, struct jaunt_error *error);
+	/* Optional, beside it: the process whose address space that is. NULL: this one. */
+	int (*process)(void *vm);
 
 	/* Dirty tracking, for modes that copy memory while the VM runs. Optional, all three or
 	 * none: the engine can track from outside where the kernel has what that takes. */

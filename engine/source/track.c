@@ -38,7 +38,7 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 
 int source_collect(struct source *source, struct jaunt_error *error)
 {
-	return tracker_collect(source->tracker, error);
+	return tracker_collect(source->tracker, !source->paused, error);
 }
 
 void source_untrack(struct source *source)

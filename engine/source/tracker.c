@@ -6,15 +6,7 @@
 #include <string.h>
 
 #include "base/error.h"
-
-struct tracker {
-	enum tracker_kind kind;
-	const struct jaunt_vm_ops *ops;
-	void *vm;
-	const struct guestmem *memory;
-	struct dirty *dirty;
-	bool started;
-};
+#include "engine/source/tracker_private.h"
 
 static const char *const kind_names[] = {[TRACKER_AUTO] = "auto",
 					 [TRACKER_DRIVER] = "driver",
@@ -39,26 +31,109 @@ bool tracker_kind_parse(const char *name, enum tracker_kind *kind)
 	return false;
 }
 
-static bool has_driver(const struct jaunt_vm_ops *ops)
+/* --- The driver's own
+ * ----------------------------------------------------------------------------- */
+
+static int driver_open(struct tracker *tracker, struct jaunt_error *error)
 {
-	return ops->track_start && ops->track_collect && ops->track_stop;
+	const struct jaunt_vm_ops *ops = tracker->ops;
+
+	if (ops->track_start && ops->track_collect && ops->track_stop)
+		return 0;
+	return error_set(error, ENOTSUP, "no-tracker",
+			 "dirty tracking: driver %s has none of its own", ops->driver);
+}
+
+static int driver_start(struct tracker *tracker, struct jaunt_error *error)
+{
+	return tracker->ops->track_start(tracker->vm, error);
+}
+
+static void emit(void *context, size_t region, uint64_t first_page, uint64_t count)
+{
+	dirty_mark(context, region, first_page, count);
+}
+
+static int driver_collect(struct tracker *tracker, bool running, struct jaunt_error *error)
+{
+	(void)running; /* it knows */
+	return tracker->ops->track_collect(tracker->vm, emit, tracker->dirty, error);
+}
+
+static void driver_stop(struct tracker *tracker)
+{
+	tracker->ops->track_stop(tracker->vm);
+}
+
+static void driver_close(struct tracker *tracker)
+{
+	(void)tracker;
+}
+
+static const struct tracker_ops tracker_driver = {.kind = TRACKER_DRIVER,
+						  .open = driver_open,
+						  .start = driver_start,
+						  .collect = driver_collect,
+						  .stop = driver_stop,
+						  .close = driver_close};
+
+/* --- Whichever it is
+ * ------------------------------------------------------------------------------ */
+
+/* In the order of preference. */
+static const struct tracker_ops *const kinds[] = {&tracker_driver, &tracker_write_protect,
+						  &tracker_soft_dirty};
+#define KINDS (sizeof(kinds) / sizeof(kinds[0]))
+
+/* The first kind from the i-th on that can be opened. What is said if none can is about the last
+ * one that was tried. */
+static int open_from(struct tracker *tracker, size_t i, struct jaunt_error *error)
+{
+	int result = -ENOTSUP;
+
+	for (tracker->kind = NULL; i < KINDS && result == -ENOTSUP; i++) {
+		result = kinds[i]->open(tracker, error);
+		if (result == 0)
+			tracker->kind = kinds[i];
+	}
+	return result;
+}
+
+static size_t index_of(const struct tracker_ops *kind)
+{
+	size_t i = 0;
+	while (kinds[i] != kind)
+		i++;
+	return i;
 }
 
 int tracker_open(struct tracker **out, enum tracker_kind kind, const struct jaunt_vm_ops *ops,
 		 void *vm, const struct guestmem *memory, struct dirty *dirty,
 		 struct jaunt_error *error)
 {
-	if ((kind != TRACKER_AUTO && kind != TRACKER_DRIVER) || !has_driver(ops))
-		return error_set(error, ENOTSUP, "no-tracker",
-				 "dirty tracking: driver %s has none of its own", ops->driver);
 	struct tracker *tracker = calloc(1, sizeof(*tracker));
+	int result = -ENOTSUP;
+
 	if (!tracker)
 		return error_set(error, ENOMEM, "no-memory", "out of memory");
-	*tracker = (struct tracker){.kind = TRACKER_DRIVER,
+	*tracker = (struct tracker){.any = kind == TRACKER_AUTO,
 				    .ops = ops,
 				    .vm = vm,
 				    .memory = memory,
-				    .dirty = dirty};
+				    .dirty = dirty,
+				    .uffd = {.fd = -1}};
+	if (tracker->any)
+		result = open_from(tracker, 0, error);
+	for (size_t i = 0; i < KINDS && !tracker->any; i++) {
+		if (kinds[i]->kind != kind)
+			continue;
+		result = kinds[i]->open(tracker, error);
+		tracker->kind = result ? NULL : kinds[i];
+	}
+	if (result < 0) {
+		tracker_close(tracker);
+		return result;
+	}
 	*out = tracker;
 	return 0;
 }
@@ -68,27 +143,35 @@ void tracker_close(struct tracker *tracker)
 	if (!tracker)
 		return;
 	tracker_stop(tracker);
+	if (tracker->kind)
+		tracker->kind->close(tracker);
 	free(tracker);
 }
 
 int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 {
-	int result = tracker->ops->track_start(tracker->vm, error);
+	int result;
 
+	/* A driver may find out only now that this VM of its cannot. */
+	while (tracker->kind && (result = tracker->kind->start(tracker, error)) == -ENOTSUP &&
+	       tracker->any) {
+		size_t next = index_of(tracker->kind) + 1;
+		tracker->kind->close(tracker);
+		int opened = open_from(tracker, next, error);
+		if (opened < 0)
+			return error_context(error, "start dirty tracking");
+	}
+	if (!tracker->kind)
+		return error_set(error, ENOTSUP, "no-tracker", "there is no dirty tracking here");
 	if (result < 0)
 		return error_context(error, "start dirty tracking");
 	tracker->started = true;
 	return 0;
 }
 
-static void emit(void *context, size_t region, uint64_t first_page, uint64_t count)
+int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *error)
 {
-	dirty_mark(context, region, first_page, count);
-}
-
-int tracker_collect(struct tracker *tracker, struct jaunt_error *error)
-{
-	int result = tracker->ops->track_collect(tracker->vm, emit, tracker->dirty, error);
+	int result = tracker->kind->collect(tracker, running, error);
 
 	return result < 0 ? error_context(error, "collect dirty pages") : 0;
 }
@@ -98,10 +181,10 @@ void tracker_stop(struct tracker *tracker)
 	if (!tracker || !tracker->started)
 		return;
 	tracker->started = false;
-	tracker->ops->track_stop(tracker->vm);
+	tracker->kind->stop(tracker);
 }
 
 enum tracker_kind tracker_kind(const struct tracker *tracker)
 {
-	return tracker->kind;
+	return tracker->kind ? tracker->kind->kind : TRACKER_AUTO;
 }

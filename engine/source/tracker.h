@@ -6,10 +6,11 @@
  * tracker_start() → { tracker_collect() }* → tracker_stop(), any number of times. All of them are
  * called from one thread, the source's.
  *
- * The promise: a page that was written after tracker_start() began is reported by a collect, at
+ * The promise: a page that was written after tracker_start() returned is reported by a collect, at
  * the latest by the one that begins after the vCPUs were stopped. What a collect reports is armed
  * again before it is marked dirty, so bytes that are read behind the mark are as new as the mark,
- * and a write after that is for the next collect. More may be reported than was written, never less.
+ * and a write after that is for the next collect. More may be reported than was written, never
+ * less.
  *
  * No tracker sees pages that are given back (a hole being punched), or writes that pass the VM's
  * view: these the driver reports (jaunt_migration_discarded(), jaunt_migration_wrote()).
@@ -40,8 +41,9 @@ int tracker_open(struct tracker **out, enum tracker_kind kind, const struct jaun
 void tracker_close(struct tracker *tracker); /* stops it, too; NULL is fine */
 
 int tracker_start(struct tracker *tracker, struct jaunt_error *error);
-/* Marks in `dirty` what was written since the start or the last collect. */
-int tracker_collect(struct tracker *tracker, struct jaunt_error *error);
+/* Marks in `dirty` what was written since the start or the last collect. `running` is false only
+ * while every vCPU stands still: then it may be faster, and the next collect may tell the same. */
+int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *error);
 /* The guest is as fast as before. Does nothing if it was not started. */
 void tracker_stop(struct tracker *tracker);
 

@@ -47,11 +47,11 @@ static void copy_pages(struct copy *copy, uint64_t first, uint64_t count)
 		cr_assert_eq(guestmem_read(region, first, count, to), 0);
 }
 
-static void copy_dirty(struct copy *copy)
+static void copy_dirty(struct copy *copy, bool running)
 {
 	struct jaunt_error error = {0};
 	uint64_t first, count;
-	cr_assert_eq(tracker_collect(copy->tracker, &error), 0, "%s", error.text);
+	cr_assert_eq(tracker_collect(copy->tracker, running, &error), 0, "%s", error.text);
 	for (uint64_t from = 0; dirty_take(&copy->dirty, 0, from, UINT64_MAX, 512, &first, &count);
 	     from = first + count) {
 		copy_pages(copy, first, count);
@@ -156,10 +156,10 @@ static void expect_follows(struct plan plan)
 	for (unsigned pause = 0; pause < plan.pauses; pause++) {
 		for (unsigned round = 0; round < plan.rounds; round++) {
 			rest(plan.round_ms);
-			copy_dirty(&copy);
+			copy_dirty(&copy, true);
 		}
 		harness_pause(copy.vm);
-		copy_dirty(&copy);
+		copy_dirty(&copy, false);
 		expect_equal(&copy);
 		harness_resume(copy.vm);
 	}
@@ -169,9 +169,9 @@ static void expect_follows(struct plan plan)
 	rest(5);
 	start_copy(&copy);
 	rest(plan.round_ms);
-	copy_dirty(&copy);
+	copy_dirty(&copy, true);
 	harness_pause(copy.vm);
-	copy_dirty(&copy);
+	copy_dirty(&copy, false);
 	expect_equal(&copy);
 	tracker_stop(copy.tracker);
 	harness_resume(copy.vm);
@@ -200,6 +200,23 @@ Test(track, the_dirty_log_misses_nothing)
 Test(track, the_dirty_ring_misses_nothing)
 {
 	expect_all_followed((struct plan){.tracking = MICROVM_DIRTY_RING, .kind = TRACKER_DRIVER});
+}
+
+Test(track, write_protection_misses_nothing_of_vcpus_under_kvm)
+{
+	expect_all_followed((struct plan){.kind = TRACKER_WRITE_PROTECT});
+}
+
+Test(track, write_protection_misses_nothing_of_vcpus_on_threads)
+{
+	expect_all_followed(
+		(struct plan){.backing = HARNESS_THREAD, .kind = TRACKER_WRITE_PROTECT});
+}
+
+/* Tried only where the kernel has it. */
+Test(track, soft_dirty_bits_miss_nothing_of_vcpus_on_threads)
+{
+	expect_all_followed((struct plan){.backing = HARNESS_THREAD, .kind = TRACKER_SOFT_DIRTY});
 }
 
 /* Many times more pages than a ring has entries, between two collects. */
@@ -236,16 +253,44 @@ Test(track, in_huge_pages_the_dirty_ring_reports_whole_ones)
 	expect_whole_pages((struct plan){.tracking = MICROVM_DIRTY_RING, .kind = TRACKER_DRIVER});
 }
 
+Test(track, in_huge_pages_write_protection_reports_whole_ones_under_kvm)
+{
+	expect_whole_pages((struct plan){.kind = TRACKER_WRITE_PROTECT});
+}
+
+Test(track, in_huge_pages_write_protection_reports_whole_ones_on_threads)
+{
+	expect_whole_pages(
+		(struct plan){.backing = HARNESS_THREAD, .kind = TRACKER_WRITE_PROTECT});
+}
+
+Test(track, without_a_choice_threads_are_tracked_from_outside_and_kvm_by_the_driver)
+{
+	static struct copy copy;
+	struct plan plan = {.backing = HARNESS_THREAD, .kind = TRACKER_AUTO, .workload = "random"};
+	open_copy(&copy, &plan);
+	start_copy(&copy);
+	cr_expect_neq(tracker_kind(copy.tracker), TRACKER_DRIVER);
+	copy_dirty(&copy, true);
+	close_copy(&copy);
+	plan.backing = HARNESS_KVM;
+	open_copy(&copy, &plan);
+	start_copy(&copy);
+	cr_expect_eq(tracker_kind(copy.tracker), TRACKER_DRIVER);
+	copy_dirty(&copy, true);
+	close_copy(&copy);
+}
+
 Test(track, an_idle_guest_has_next_to_nothing_to_report)
 {
 	static struct copy copy;
 	open_copy(&copy, &(struct plan){.kind = TRACKER_DRIVER, .workload = "idle:ws=32m"});
 	start_copy(&copy);
-	copy_dirty(&copy);
+	copy_dirty(&copy, true);
 	copy.copied = 0;
 	for (unsigned i = 0; i < 5; i++) {
 		rest(10);
-		copy_dirty(&copy);
+		copy_dirty(&copy, true);
 	}
 	cr_expect_lt(copy.copied, 1000, "%lu pages", copy.copied);
 	close_copy(&copy);
