@@ -27,8 +27,10 @@
 
 #include "base/bits.h"
 #include "base/room.h"
+#include "fault/soft_dirty.h"
 #include "fault/uffd.h"
 #include "fault/uffd_abi.h"
+#include "fault/wp.h"
 
 #define SMALLEST_GUEST_BYTES MIB(64)
 #define PAGE_BYTES           4096u
@@ -36,15 +38,6 @@
  * of them, and what the program itself holds. */
 #define NEEDED_FILES 256u
 
-/* Linux 6.7, include/uapi/linux/fs.h; Debian 12's headers (6.1) lack it. */
-#ifndef PAGEMAP_SCAN
-struct pm_scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
-		category_mask, category_anyof_mask, return_mask;
-};
-#define PAGEMAP_SCAN    _IOWR('f', 16, struct pm_scan_arg)
-#define PAGE_IS_PRESENT (1 << 3)
-#endif
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
 #endif
@@ -263,24 +256,48 @@ static void check_userfaultfd(struct findings *findings)
 	uffd_close(&uffd);
 }
 
-static void check_pagemap_scan(struct findings *findings)
-{
-	struct pm_scan_arg arguments = {.size = sizeof(arguments),
-					.category_mask = PAGE_IS_PRESENT,
-					.return_mask = PAGE_IS_PRESENT};
-	static uint8_t some[PAGE_BYTES] __attribute__((aligned(PAGE_BYTES)));
+/* --- Dirty tracking, for modes that copy memory while the VM runs
+ * ------------------------------------ */
 
-	arguments.start = (uintptr_t)some;
-	arguments.end = arguments.start + PAGE_BYTES;
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	/* Without a vector it only walks; 0 is success. */
-	int result = fd < 0 ? -1 : ioctl(fd, PAGEMAP_SCAN, &arguments);
-	int code = errno;
-	struct jaunt_check *check = add(findings, "pagemap-scan", OPTIONAL, result >= 0);
-	found(check, "%s", result >= 0 ? "works" : strerror(code));
-	advise(check, "needed to track writes of another program's guest: run Linux 6.7 or newer");
-	if (fd >= 0)
-		close(fd);
+static void check_view_tracking(struct findings *findings)
+{
+	char why[256] = "";
+	bool write_protect = wp_supported(why, sizeof(why)), soft_dirty = soft_dirty_supported();
+
+	struct jaunt_check *check = add(findings, "tracker.write-protect", OPTIONAL, write_protect);
+	found(check, "%s",
+	      write_protect ? "asynchronous write-protection and PAGEMAP_SCAN work"
+			    : "not to be had");
+	advise(check,
+	       "needed to track writes of another program's guest, or of one without KVM: run "
+	       "Linux 6.7 or newer (%.300s)",
+	       why);
+	check = add(findings, "tracker.soft-dirty", OPTIONAL, soft_dirty || write_protect);
+	found(check, "%s%s", soft_dirty ? "the kernel has it" : "this kernel has none",
+	      write_protect ? "; not needed" : "");
+	advise(check, "takes the place of write-protection, at the price of a short pause for each "
+		      "round: run a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer");
+}
+
+static void check_kvm_tracking(struct findings *findings)
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return; /* said already */
+	int manual = ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+	int ring = ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING);
+	close(fd);
+
+	struct jaunt_check *check = add(findings, "tracker.dirty-log", OPTIONAL, manual > 0);
+	found(check, "%s", manual > 0 ? "with manual protection" : "reading it clears it");
+	advise(check, "works, but guests are slowed down more: run Linux 5.0 or newer");
+	check = add(findings, "tracker.dirty-ring", OPTIONAL, ring > 0);
+	if (ring > 0)
+		found(check, "up to %d entries for each vCPU",
+		      ring / (int)sizeof(struct kvm_dirty_gfn));
+	else
+		found(check, "not offered by this kernel");
+	advise(check, "works without it, by the dirty log; Linux 5.11 or newer has it");
 }
 
 /* --- io_uring and KVM
@@ -442,7 +459,8 @@ size_t jaunt_doctor(struct jaunt_check *checks, size_t room)
 	check_kvm(&findings);
 	check_userfaultfd(&findings);
 	check_userfaultfd_ways(&findings);
-	check_pagemap_scan(&findings);
+	check_view_tracking(&findings);
+	check_kvm_tracking(&findings);
 	check_uring(&findings);
 	check_memory(&findings);
 	check_limits(&findings);

@@ -148,9 +148,8 @@ static uint64_t take_in_word(struct dirty_region *region, uint64_t first, uint64
 		if (!run)
 			return 0;
 		mask = bits_mask(shift, (unsigned)run);
-	} while (!atomic_compare_exchange_weak_explicit(word, &before, before & ~mask,
-							memory_order_acq_rel,
-							memory_order_relaxed));
+	} while (!atomic_compare_exchange_weak_explicit(
+		word, &before, before & ~mask, memory_order_acq_rel, memory_order_relaxed));
 	uint32_t taken = (uint32_t)__builtin_popcountll(mask);
 	atomic_fetch_sub_explicit(&region->counts[first / DIRTY_GROUP_PAGES], taken,
 				  memory_order_relaxed);

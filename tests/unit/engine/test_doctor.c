@@ -37,11 +37,20 @@ TestSuite(doctor, .init = ask, .timeout = 30);
 
 Test(doctor, looks_at_everything_that_a_migration_needs)
 {
-	const char *names[] = {"kernel",       "kvm",          "userfaultfd",
-			       "pagemap-scan", "io_uring",     "userfaultfd.syscall",
-			       "memory",       "hugepages",    "userfaultfd.device",
-			       "shm",          "limit.nofile", "limit.memlock",
-			       "memory.cgroup"};
+	const char *names[] = {"kernel",
+			       "kvm",
+			       "userfaultfd",
+			       "tracker.write-protect",
+			       "io_uring",
+			       "userfaultfd.syscall",
+			       "memory",
+			       "hugepages",
+			       "userfaultfd.device",
+			       "shm",
+			       "limit.nofile",
+			       "limit.memlock",
+			       "memory.cgroup",
+			       "tracker.soft-dirty"};
 	cr_assert_lt(count, ROOM);
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		finding(names[i]);

@@ -260,8 +260,7 @@ Test(track, in_huge_pages_write_protection_reports_whole_ones_under_kvm)
 
 Test(track, in_huge_pages_write_protection_reports_whole_ones_on_threads)
 {
-	expect_whole_pages(
-		(struct plan){.backing = HARNESS_THREAD, .kind = TRACKER_WRITE_PROTECT});
+	expect_whole_pages((struct plan){.backing = HARNESS_THREAD, .kind = TRACKER_WRITE_PROTECT});
 }
 
 Test(track, without_a_choice_threads_are_tracked_from_outside_and_kvm_by_the_driver)
