@@ -66,8 +66,8 @@ void address_format(const struct address *address, char *text, size_t room);
 /* Looks the host up and keeps what it resolves to, so that what was checked is what is used: a name
  * may mean something else a moment later. Blocks up to 10 s. Reason: "resolve". */
 int address_resolve(struct address *address, struct jaunt_error *error);
-/* Whether all that was resolved is loopback. Of rdma: never: an address of this host's own is one of
- * a device on a fabric, and whoever listens there is heard from the whole fabric. */
+/* Whether all that was resolved is loopback. Of rdma: never: an address of this host's own is one
+ * of a device on a fabric, and whoever listens there is heard from the whole fabric. */
 bool address_is_loopback(const struct address *address);
 
 /* --- Making channels
