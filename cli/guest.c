@@ -96,8 +96,6 @@ int guest_account(void *vm, struct guest_account *account, struct jaunt_error *e
 			whole.arrived ? whole.ms_to_90_percent_throughput : -1,
 		.touches_dropped = whole.touches_dropped,
 	};
-	for (size_t i = 0; i < whole.touch_count; i++)
-		account->waited_us += whole.touches[i].latency_us;
 	snprintf(account->first_error, sizeof(account->first_error), "%s", whole.first_error);
 	snprintf(account->tsc_note, sizeof(account->tsc_note), "%s", whole.tsc_note);
 	microvm_account_free(&whole);
@@ -128,7 +126,7 @@ static bool demanded(const void *migration, uint64_t page)
 }
 
 int guest_touch_latency(void *vm, const struct jaunt_migration *migration,
-			struct jaunt_percentiles *out, struct jaunt_error *error)
+			struct jaunt_percentiles *out, double *sum_us, struct jaunt_error *error)
 {
 	struct microvm_account whole;
 	int result = microvm_account(vm, &whole, error);
@@ -145,6 +143,9 @@ int guest_touch_latency(void *vm, const struct jaunt_migration *migration,
 	else
 		result = error_set(error, ENOMEM, "no-memory", "not enough memory for %zu touches",
 				   whole.touch_count);
+	*sum_us = 0;
+	for (size_t i = 0; touches && i < out->count; i++)
+		*sum_us += touches[i].latency_us;
 	free(touches);
 	microvm_account_free(&whole);
 	return result;
@@ -165,7 +166,6 @@ json_t *guest_account_json(const struct guest_account *account,
 	json_object_set_new(object, "arrival_gap_us", text_real(account->arrival_gap_us));
 	json_object_set_new(object, "touch_latency_us",
 			    snapshot_percentiles_json(touches ? touches : &none));
-	json_object_set_new(object, "waited_us", text_real(account->waited_us));
 	json_object_set_new(object, "touches_dropped",
 			    json_integer((json_int_t)account->touches_dropped));
 	json_object_set_new(object, "operations_per_s_before",

@@ -32,7 +32,6 @@ struct guest_account {
 	double longest_stall_us, arrival_gap_us;
 	double ms_to_90_percent_throughput; /* negative: not reached, or it did not arrive */
 	uint64_t touches_dropped;
-	double waited_us; /* of all vCPUs, in touches that took longer than 2 us, since arrival */
 	char first_error[512], tsc_note[160];
 };
 
@@ -57,9 +56,9 @@ void guest_destroy(void *vm);
 int guest_account(void *vm, struct guest_account *account, struct jaunt_error *error);
 
 /* The latencies of the guest's touches of pages that `migration` fetched on demand, first touch of
- * each page only. The VM's memory is complete. */
+ * each page only, and their sum over all vCPUs. The VM's memory is complete. */
 int guest_touch_latency(void *vm, const struct jaunt_migration *migration,
-			struct jaunt_percentiles *out, struct jaunt_error *error);
+			struct jaunt_percentiles *out, double *sum_us, struct jaunt_error *error);
 
 /* Writes the guest's throughput, "ns operations" a millisecond (CLOCK_MONOTONIC), from up to a
  * minute before it arrived. The VM's memory is complete. */

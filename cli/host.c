@@ -316,7 +316,8 @@ void host_settle_arrival(struct host *host)
 
 	if (!host->arrival)
 		return;
-	if (guest_touch_latency(host->vm, job_migration(host->arrival), &host->touches, &error))
+	if (guest_touch_latency(host->vm, job_migration(host->arrival), &host->touches,
+				&host->waited_us, &error))
 		host_say(host, "no account of the guest's touches: %s", error.text);
 	else
 		host->has_touches = true;

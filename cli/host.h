@@ -40,6 +40,7 @@ struct host {
 	enum jaunt_outcome left_outcome;
 	bool has_touches;
 	struct jaunt_percentiles touches;
+	double waited_us; /* their sum */
 
 	const char *throughput_path; /* where its throughput is written at the end, or NULL */
 	bool stop_wanted, finished;

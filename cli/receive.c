@@ -165,11 +165,13 @@ static void print_json(const struct host *host, const struct jaunt_error *error,
 	json_t *object = report_json("jaunt.receive/1", &status, arrived ? JAUNT_DONE : outcome);
 	json_object_set_new(object, "exit_code", json_integer((json_int_t)outcome));
 	json_object_set_new(object, "name", text_json(host->claim.name));
-	json_object_set_new(object, "guest",
-			    arrived ? guest_account_json(&host->account,
-							 host->has_touches ? &host->touches : NULL,
-							 host->check)
-				    : json_null());
+	json_t *guest =
+		arrived ? guest_account_json(&host->account,
+					     host->has_touches ? &host->touches : NULL, host->check)
+			: json_null();
+	if (arrived)
+		json_object_set_new(guest, "waited_us", text_real(host->waited_us));
+	json_object_set_new(object, "guest", guest);
 	json_object_set_new(
 		object, "onward",
 		host->has_left ? report_json("jaunt.migrate/1", &host->left, host->left_outcome)

@@ -16,7 +16,8 @@ struct touch {
 };
 
 /* Sorts `touches` and fills `out` with the first touch of every page that `demanded` says yes to:
- * later touches of it were slow for other reasons. */
+ * later touches of it were slow for other reasons. They are then the first out->count of `touches`.
+ */
 void touch_percentiles(struct touch *touches, size_t count,
 		       bool (*demanded)(const void *context, uint64_t page), const void *context,
 		       struct jaunt_percentiles *out);

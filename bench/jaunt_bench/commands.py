@@ -198,9 +198,9 @@ class Migration:
         raise Failed(f'the VM ended: {self.source.last_words()}')
       time.sleep(0.05)
 
-  def listen(self):
+  def listen(self, *options):
     self.target = self.programs.start(
-      [self.programs.jaunt(), 'receive', 'tcp:127.0.0.1:0', '--as', 'here', '--json'],
+      [self.programs.jaunt(), 'receive', 'tcp:127.0.0.1:0', '--as', 'here', '--json', *options],
       self.programs.placement.start_target)
     port = int(self.target.wait_for_line(r'listening on tcp:127\.0\.0\.1:(\d+)', START_S)[1])
     if self.proxy_options is not None:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modes of migration on the same workload, side by side: what each cost the guest."""
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+
+from . import machine
+from .commands import Failed, Migration
+from .throughput import Series
+
+FIXED = ('stop-and-copy', 'pre-copy', 'post-copy', 'hybrid')
+ALL = FIXED + ('auto',)
+WEIGHT = 0.01  # of a second in all, in seconds of stall
+POPULATED = 0.98
+BEFORE_S = 1.2  # of throughput before the command
+
+
+class Run:
+  """What one migration was like. Times are in milliseconds."""
+
+  def __init__(self, mode, migration, series):
+    moved, guest = migration.moved, migration.received['guest']
+    self.mode, self.series = mode, series
+    self.downtime = moved['downtime_us'] / 1e3
+    # Downtime, and what the mean vCPU waited for pages.
+    self.stall = self.downtime + (guest.get('waited_us') or 0) / 1e3 / migration.vcpus
+    self.total = moved['total_ms']
+    self.lost = series.lost_ms() if series else None
+    self.wire = moved['bytes']['wire']
+    self.payload = moved['bytes']['payload']
+    self.cost = self.stall + WEIGHT * self.total
+    self.decisions = moved.get('decisions') or []
+
+  def rounds(self):
+    """Rounds that ended."""
+    return sum(1 for decision in self.decisions if decision.get('round_ended'))
+
+  def predicted(self):
+    """What the last decision said of the way that was then taken; None where nothing was decided."""
+    for decision in reversed(self.decisions):
+      way = (decision.get('ways') or {}).get(decision.get('way'))
+      if way:
+        return way
+    return None
+
+  def json(self):
+    return {'mode': self.mode, 'downtime_ms': self.downtime, 'stall_ms': self.stall,
+            'total_ms': self.total, 'lost_ms': self.lost, 'wire_bytes': self.wire,
+            'payload_bytes': self.payload, 'cost_ms': self.cost, 'rounds': self.rounds(),
+            'predicted': self.predicted()}
+
+
+def _marks(trace, begin):
+  """Moments of the migration, from the source's trace."""
+  marks = {'begin': begin}
+  with open(trace, encoding='utf-8') as file:
+    for line in file:
+      if '"event"' not in line:
+        continue
+      record = json.loads(line)
+      if record.get('name') != 'phase':
+        continue
+      name = {'switchover': 'switch', 'completed': 'end'}.get(record['text'])
+      if name:
+        marks.setdefault(name, record['ns'])
+  if 'end' not in marks:
+    raise Failed('the trace does not say when the migration was complete')
+  return marks
+
+
+def run(programs, mode, memory, working_set, options=(), **named):
+  """One migration in that mode."""
+  with tempfile.TemporaryDirectory(prefix='jaunt-modes-') as folder, \
+       Migration(programs, memory, **named) as migration:
+    throughput, trace = os.path.join(folder, 'throughput'), os.path.join(folder, 'trace')
+    migration.boot(int(working_set * POPULATED))
+    migration.listen('--throughput', throughput)
+    machine.warm(working_set)
+    time.sleep(BEFORE_S)
+    begin = time.monotonic_ns()
+    migration.begin('--mode', mode, '--explain', '--trace', trace, *options)
+    migration.finish()
+    return Run(mode, migration, Series.read(mode, throughput, _marks(trace, begin)))
+
+
+def simulate(programs, **figures):
+  """What the simulator says of the same guest and link: mode → figures."""
+  words = [programs.bench('jaunt-simulate'), '--json']
+  for name, value in figures.items():
+    words += ['--' + name.replace('_', '-'), str(value)]
+  done = subprocess.run(words, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise Failed(f'jaunt-simulate: {done.stderr.strip()}')
+  return json.loads(done.stdout)['modes']
+
+
+def median(runs, figure):
+  return statistics.median(getattr(one, figure) for one in runs)
+
+
+def table(runs_of):
+  """Lines: a row for each mode, medians of its runs."""
+  rows = [('mode', 'downtime', 'stall', 'work lost', 'total', 'sent', 'rounds', 'cost')]
+  for mode, runs in runs_of.items():
+    rows.append((mode, f'{median(runs, "downtime"):,.1f} ms', f'{median(runs, "stall"):,.1f} ms',
+                 f'{median(runs, "lost"):,.0f} ms', f'{median(runs, "total"):,.0f} ms',
+                 f'{median(runs, "payload") / (1 << 20):,.0f} MiB',
+                 f'{statistics.median(one.rounds() for one in runs):g}',
+                 f'{median(runs, "cost"):,.1f} ms'))
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  lines = []
+  for row in rows:
+    cells = [row[0].ljust(widths[0])]
+    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+    lines.append('  '.join(cells))
+  return lines
