@@ -38,6 +38,7 @@ static const char *const point_names[INJECT_POINTS] = {
 	[INJECT_LINK_CUT_LOADED] = "link.cut.loaded",
 	[INJECT_LINK_CUT_COMMIT] = "link.cut.commit",
 	[INJECT_KILL_PREPARE] = "side.kill.prepare",
+	[INJECT_KILL_ROUND] = "side.kill.round",
 	[INJECT_KILL_SWITCHOVER] = "side.kill.switchover",
 	[INJECT_KILL_BEFORE_COMMIT] = "side.kill.before-commit",
 	[INJECT_KILL_AFTER_COMMIT] = "side.kill.after-commit",

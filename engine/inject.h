@@ -40,6 +40,7 @@ enum inject_point {
 	INJECT_LINK_CUT_LOADED, /* target: the control link ends before LOADED is sent */
 	INJECT_LINK_CUT_COMMIT, /* source: it ends with COMMIT recorded, before it is sent */
 	INJECT_KILL_PREPARE,    /* SIGKILL this process: before the pause */
+	INJECT_KILL_ROUND,      /* in a round of pre-copy; the target: where one ends */
 	INJECT_KILL_SWITCHOVER,
 	INJECT_KILL_BEFORE_COMMIT,
 	INJECT_KILL_AFTER_COMMIT,

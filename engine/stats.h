@@ -33,6 +33,7 @@ struct page_counters {
 	counter discarded;                    /* zero-filled again: present, but not in the file */
 	counter conflicts;                    /* mapped by somebody else behind our back */
 	counter verified, mismatched;
+	counter copied; /* in rounds, and found right by a digest */
 	counter payload_bytes;
 	counter read, read_bytes; /* pages that came by one-sided READ; of payload_bytes */
 };

@@ -22,6 +22,7 @@
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "engine/target/place.h"
 #include "engine/trace.h"
 #include "fault/events.h"
 
@@ -72,6 +73,11 @@ static void handle_absent(struct demand *demand, size_t region, uint64_t page, u
 {
 	struct request *request;
 
+	if (demand->shared->session.verify) {
+		place_check(demand->shared, &demand->checker, region, page, 1, &demand->counters);
+		if (pagemap_state(&demand->shared->map, region, page) == PAGE_PRESENT)
+			return; /* whoever made it present wakes */
+	}
 	if (requests_enter(&demand->requests, (uint16_t)region, page, now, &request) !=
 	    REQUEST_NEW) {
 		trace_fault(demand->lane, (unsigned)region, page, now, now, TRACE_JOINED);

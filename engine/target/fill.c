@@ -82,6 +82,9 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 	block->runs = 0;
 	block->described = false;
 	/* Before the grants: what becomes a suspect from here on may be on its way already. */
+	if (shared->session.verify)
+		place_check(shared, &fill->checker, block->block.region, at, end - at,
+			    &fill->counters);
 	for (unsigned i = 0; shared->session.verify && i < FILL_BLOCK_WORDS; i++)
 		block->suspects[i] = checker_suspects(shared, block->block.region, at / 64 + i);
 	while (block->runs < FILL_BLOCK_RUNS &&
@@ -213,6 +216,29 @@ static const struct fill_block *answered_block(const struct fill *fill)
 	return fill->order_count ? fill->blocks[fill->order[fill->order_head]] : NULL;
 }
 
+static bool in_round(struct fill *fill, const struct frame *frame)
+{
+	return !frame->epoch && place_begin(&fill->place);
+}
+
+static void note_placed(struct fill *fill, int result)
+{
+	if (result < 0 && result != -ECANCELED)
+		session_lose(&fill->shared->session, "install", "place a page: %s",
+			     strerror(-result));
+}
+
+static void take_round_pages(struct fill *fill, uint64_t first, unsigned count,
+			     const uint8_t *bytes)
+{
+	struct target_shared *shared = fill->shared;
+	size_t region = fill->frame.region;
+
+	counter_add(&fill->counters.payload_bytes,
+		    count * shared->memory.regions[region].page_bytes);
+	note_placed(fill, place_pages(shared, region, first, count, bytes));
+}
+
 void fill_take_pages(struct fill *fill, const struct fill_block *block, size_t region,
 		     uint64_t first, unsigned count, const uint8_t *bytes)
 {
@@ -271,9 +297,14 @@ static void check_zeros(struct fill *fill, uint64_t first, uint64_t count)
 
 static void take_zeros(struct fill *fill, const struct frame *frame)
 {
-	if (!session_in_epoch(&fill->shared->session, frame->epoch))
-		return;
 	uint64_t first = frame->first_page, left = frame->page_count;
+	if (!session_in_epoch(&fill->shared->session, frame->epoch)) {
+		if (in_round(fill, frame) && frame->flags & FRAME_FLAG_HOLE)
+			place_holes(fill->shared, frame->region, first, left);
+		else if (in_round(fill, frame))
+			note_placed(fill, place_zero_run(fill->shared, frame->region, first, left));
+		return;
+	}
 	uint64_t most =
 		FRAME_DIGEST_ZERO_BYTES / fill->shared->memory.regions[frame->region].page_bytes;
 	while (fill->shared->session.verify && left) {
@@ -313,13 +344,15 @@ static const char *take_frame(struct fill *fill, const struct frame *frame)
 {
 	struct target_shared *shared = fill->shared;
 
+	if (frame->type == FRAME_ROUND)
+		return place_round(&fill->place, fill->channel, frame);
 	if (frame->region >= shared->memory.region_count)
 		return "a frame for a memory region that the VM does not have";
 	const struct guest_region *region = &shared->memory.regions[frame->region];
 	if (frame->type == FRAME_TOLD) {
 		if (frame->first_page > region->pages)
 			return "holes told beyond the end of a memory region";
-		if (session_in_epoch(&shared->session, frame->epoch) &&
+		if ((session_in_epoch(&shared->session, frame->epoch) || in_round(fill, frame)) &&
 		    frame->first_page > atomic_load(&shared->told[frame->region]))
 			atomic_store(&shared->told[frame->region], frame->first_page);
 		return NULL;
@@ -366,6 +399,8 @@ static size_t fill_received(void *user, const uint8_t *data, size_t bytes)
 			if (session_in_epoch(&fill->shared->session, fill->frame.epoch))
 				fill_take_pages(fill, answered_block(fill), fill->frame.region,
 						first, unit, data + used);
+			else if (in_round(fill, &fill->frame))
+				take_round_pages(fill, first, unit, data + used);
 			used += unit * region->page_bytes;
 			fill->left -= unit;
 			continue;
@@ -470,6 +505,7 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	memset(fill, 0, sizeof(*fill));
 	fill->shared = shared;
 	fill->index = index;
+	fill->place.shared = shared;
 	fill->channel = channel;
 	fill->check_channel = check_channel;
 	fill->window = FILL_BLOCKS_MIN;

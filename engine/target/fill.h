@@ -12,6 +12,7 @@
 #include "engine/budget.h"
 #include "engine/stats.h"
 #include "engine/target/checker.h"
+#include "engine/target/place.h"
 #include "engine/target/shared.h"
 #include "engine/worker.h"
 
@@ -67,6 +68,7 @@ struct fill {
 	struct ring *ring;
 	struct trace_lane *lane;
 	struct checker checker;
+	struct place place;
 	struct fill_block *blocks[FILL_BLOCKS_MAX]; /* allocated when first used */
 	unsigned order[FILL_BLOCKS_MAX]; /* ring of the blocks that are out, oldest first */
 	unsigned order_head, order_count;

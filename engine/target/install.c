@@ -450,3 +450,16 @@ int install_present(struct install *install, size_t region_index, uint64_t page,
 		}
 	}
 }
+
+int install_place(struct install *install, size_t region, uint64_t first, uint64_t count,
+		  const uint8_t *bytes)
+{
+	if (!is_in_file(install, region, first) || !is_in_file(install, region, first + count - 1))
+		install_mark_in_file(install, region, first, count);
+	return write_file(install, &install->memory->regions[region], first, count, bytes);
+}
+
+int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask)
+{
+	return empty_file(install, region, word, mask);
+}

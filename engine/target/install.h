@@ -74,6 +74,12 @@ void install_release(struct install *install, size_t region, uint64_t word, uint
 int install_present(struct install *install, size_t region, uint64_t page, bool minor,
 		    struct page_counters *counters);
 
+/* Before the epoch: bytes over whatever the file holds of these pages; nothing becomes visible. */
+int install_place(struct install *install, size_t region, uint64_t first, uint64_t count,
+		  const uint8_t *bytes);
+/* The same for zeros, of pages of one word. */
+int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask);
+
 /* Before bytes are placed through the engine's view in that range. */
 void install_mark_in_file(struct install *install, size_t region, uint64_t first, uint64_t count);
 

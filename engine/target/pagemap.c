@@ -16,6 +16,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -27,6 +28,26 @@ static void *map_bits(uint64_t bytes)
 	void *bits = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return bits == MAP_FAILED ? NULL : bits;
+}
+
+static bool open_parts(struct pagemap_region *region, uint64_t page_bytes)
+{
+	region->part_pages = PAGEMAP_PART_BYTES / page_bytes;
+	if (region->part_pages < 64)
+		region->part_pages = 64;
+	region->parts = (region->pages + region->part_pages - 1) / region->part_pages;
+	region->outstanding = calloc(region->parts, sizeof(*region->outstanding));
+	for (uint64_t i = 0; region->outstanding && i < region->parts; i++) {
+		uint64_t left = region->pages - i * region->part_pages;
+		region->outstanding[i] =
+			(uint32_t)(left < region->part_pages ? left : region->part_pages);
+	}
+	return region->outstanding;
+}
+
+static _Atomic uint32_t *part_of(const struct pagemap_region *region, uint64_t word)
+{
+	return &region->outstanding[word * 64 / region->part_pages];
 }
 
 int pagemap_open(struct pagemap *map, const struct guestmem *memory)
@@ -44,6 +65,10 @@ int pagemap_open(struct pagemap *map, const struct guestmem *memory)
 			return -ENOMEM;
 		}
 		map->bytes += region->words * 16;
+		if (!open_parts(region, memory->regions[i].page_bytes)) {
+			pagemap_close(map);
+			return -ENOMEM;
+		}
 	}
 	atomic_store(&map->missing, memory->pages);
 	return 0;
@@ -57,6 +82,7 @@ void pagemap_close(struct pagemap *map)
 			munmap((void *)region->claimed, region->words * 8);
 		if (region->present)
 			munmap((void *)region->present, region->words * 8);
+		free((void *)region->outstanding);
 	}
 	memset(map, 0, sizeof(*map));
 }
@@ -93,7 +119,37 @@ uint64_t pagemap_set_present(struct pagemap *map, size_t region, uint64_t word, 
 	assert((atomic_load(&at->claimed[word]) & mask) == mask);
 	(void)before;
 	uint64_t count = (uint64_t)__builtin_popcountll(mask);
+	atomic_fetch_sub(part_of(at, word), (uint32_t)count);
 	return atomic_fetch_sub(&map->missing, count) - count;
+}
+
+void pagemap_place(struct pagemap *map, size_t region, uint64_t word, uint64_t mask)
+{
+	struct pagemap_region *at = &map->regions[region];
+
+	atomic_fetch_or(&at->claimed[word], mask);
+	uint64_t added = mask & ~atomic_fetch_or(&at->present[word], mask);
+	uint64_t count = (uint64_t)__builtin_popcountll(added);
+	if (!count)
+		return;
+	atomic_fetch_sub(part_of(at, word), (uint32_t)count);
+	atomic_fetch_sub(&map->missing, count);
+}
+
+void pagemap_stale(struct pagemap *map, size_t region, uint64_t word, uint64_t mask)
+{
+	struct pagemap_region *at = &map->regions[region];
+	uint64_t taken = mask & atomic_fetch_and(&at->present[word], ~mask);
+	uint64_t count = (uint64_t)__builtin_popcountll(taken);
+
+	atomic_fetch_and(&at->claimed[word], ~mask);
+	atomic_fetch_add(part_of(at, word), (uint32_t)count);
+	atomic_fetch_add(&map->missing, count);
+}
+
+bool pagemap_part_complete(const struct pagemap *map, size_t region, uint64_t part)
+{
+	return atomic_load(&map->regions[region].outstanding[part]) == 0;
 }
 
 void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t mask)

@@ -22,6 +22,8 @@
 
 #include "engine/guestmem.h"
 
+#define PAGEMAP_PART_BYTES (UINT64_C(512) << 20)
+
 enum page_state { PAGE_ABSENT, PAGE_FILLING, PAGE_PRESENT };
 
 struct pagemap_region {
@@ -30,6 +32,10 @@ struct pagemap_region {
 	_Atomic uint64_t *claimed; /* won by fetch_or (acq_rel); pairs with itself */
 	_Atomic uint64_t
 		*present; /* set (release) after the bytes are visible; read with acquire */
+	/* Pages of each part that are not present; counted down after `present` is set. A part is
+	 * PAGEMAP_PART_BYTES of guest memory, and at least a word of the map. */
+	_Atomic uint32_t *outstanding;
+	uint64_t part_pages, parts;
 };
 
 struct pagemap {
@@ -53,6 +59,13 @@ uint64_t pagemap_claim(struct pagemap *map, size_t region, uint64_t word, uint64
 /* The holder's: these pages are visible, all of them. Returns how many pages are still missing
  * anywhere; exactly one caller sees 0. The caller WAKEs afterwards. */
 uint64_t pagemap_set_present(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
+
+/* Before the epoch, while nobody claims: these pages are placed, or are not what was placed. Of a
+ * word each, by any thread (see place.h for who may do which when). */
+void pagemap_place(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
+void pagemap_stale(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
+/* Every page of the part is present, for good if the epoch has begun. */
+bool pagemap_part_complete(const struct pagemap *map, size_t region, uint64_t part);
 
 /* The holder's: gives claims up, nothing having been made visible. The caller WAKEs afterwards. */
 void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);

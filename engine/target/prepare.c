@@ -144,6 +144,9 @@ static int open_memory(struct target *target, struct jaunt_error *error)
 		return error_set(error, -result, "no-memory", "room for the engine: %s",
 				 strerror(-result));
 	target->install_open = true;
+	if (atomic_load(&shared->placing) && (result = place_open(shared)) < 0)
+		return error_set(error, -result, "no-memory", "room for the digests: %s",
+				 strerror(-result));
 	shared->install.complete = all_present;
 	shared->install.user = target;
 	prefetch_init(&shared->prefetch, &shared->map, &shared->memory);
@@ -172,6 +175,8 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	memcpy(shared->session.id, configure->session.data, sizeof(shared->session.id));
 	memcpy(shared->session.secret, configure->secret.data, sizeof(shared->session.secret));
 	shared->session.verify = configure->verify;
+	atomic_store(&shared->placing, configure->rounds);
+	target->copied = 0;
 	atomic_store(&shared->session.epoch, 0);
 	atomic_store(&shared->session.lost, false);
 	atomic_store(&shared->push, configure->push);
@@ -367,6 +372,7 @@ void target_unprepare(struct target *target)
 		pagemap_close(&shared->map);
 	}
 	reads_close(&shared->reads);
+	place_close(shared);
 	if (target->memory_open)
 		guestmem_close(&shared->memory);
 	target->install_open = target->map_open = target->memory_open = false;

@@ -12,6 +12,7 @@ static void add_counters(struct jaunt_status *status, const struct page_counters
 	status->pages.pushed += counter_get(&counters->pushed);
 	status->pages.demanded += counter_get(&counters->demanded);
 	status->pages.duplicate += counter_get(&counters->duplicate);
+	status->pages.copied += counter_get(&counters->copied);
 	status->pages.discarded += counter_get(&counters->discarded);
 	status->install_conflicts += counter_get(&counters->conflicts);
 	status->verified_pages += counter_get(&counters->verified);

@@ -40,10 +40,14 @@ struct target_shared {
 	unsigned hint_count;
 
 	unsigned streams;      /* does not change once they are there */
+	_Atomic bool placing;  /* rounds: pages of epoch 0 are placed (place.h) */
 	_Atomic bool granting; /* the source's memory is frozen: streams may ask for ranges */
 	_Atomic bool push;
 	_Atomic uint64_t told[JAUNT_MAX_REGIONS]; /* holes before this page have all been told */
 
+	/* With digests and rounds, else NULL: the file has a copy, to be checked. One bit a page.
+	 */
+	_Atomic uint64_t *copied[JAUNT_MAX_REGIONS];
 	_Atomic uint64_t *demanded[JAUNT_MAX_REGIONS]; /* with note_demanded, else NULL */
 
 	pthread_mutex_t suspects_mutex; /* held to map `suspects` */

@@ -37,18 +37,56 @@ static void target_grant(struct target *target)
 		worker_wake(&target->fills[i]->worker);
 }
 
+/* What was placed stays as it is from here on. A stream in the middle of a round would mean that
+ * the source calls pages stale before it has sent them. */
+static int end_rounds(struct target *target, struct jaunt_error *error)
+{
+	place_end(&target->shared);
+	for (unsigned i = 0; i < target->streams; i++)
+		if (place_busy(&target->fills[i]->place))
+			return error_set(error, EPROTO, "protocol",
+					 "the source freezes in the middle of a round");
+	return 0;
+}
+
+static int take_stale(struct target *target, const Jaunt__Freeze *freeze, struct jaunt_error *error)
+{
+	struct target_shared *shared = &target->shared;
+
+	for (size_t i = 0; i < freeze->n_dirty; i++) {
+		const Jaunt__Run *run = freeze->dirty[i];
+		if (run->region >= shared->memory.region_count ||
+		    run->first_page >= shared->memory.regions[run->region].pages ||
+		    run->page_count > shared->memory.regions[run->region].pages - run->first_page)
+			return error_set(error, EPROTO, "protocol",
+					 "the source calls pages stale that the VM does not have");
+		place_stale(shared, run->region, run->first_page, run->page_count);
+	}
+	return 0;
+}
+
 static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jaunt_error *error)
 {
-	/* Before FREEZE no page was placed (no rounds), so there is nothing to call stale. */
-	if (freeze->n_dirty || !freeze->epoch)
-		return error_set(error, EPROTO, "protocol",
-				 "the source calls pages stale that it never sent");
+	bool ahead = !freeze->epoch; /* the VM still runs there */
+
 	if (target->channels_wanted)
 		return error_set(error, EPROTO, "protocol",
 				 "the source switches over before all of its channels have come");
+	if (atomic_load(&target->shared.session.epoch))
+		return error_set(error, EPROTO, "protocol", "the source freezes a second time");
+	if (ahead && freeze->last)
+		return error_set(error, EPROTO, "protocol", "an epoch without a number begins");
+	int result = end_rounds(target, error);
+	if (result == 0)
+		result = take_stale(target, freeze, error);
+	if (result < 0 || !freeze->last)
+		return result;
 	migration_phase(&target->base, JAUNT_PHASE_SWITCHOVER);
 	if (target_forget_exposed(target, freeze, error) < 0)
 		return -error->code;
+	pthread_mutex_lock(&target->base.mutex);
+	target->copied = target->shared.memory.pages - pagemap_missing(&target->shared.map);
+	pthread_mutex_unlock(&target->base.mutex);
 	atomic_store(&target->shared.session.epoch, freeze->epoch);
 	if (freeze->complete_first)
 		target_grant(target);

@@ -15,6 +15,7 @@ static void open_map(uint64_t first_pages, uint64_t second_pages)
 	memory.region_count = second_pages ? 2 : 1;
 	memory.regions[0].pages = first_pages;
 	memory.regions[1].pages = second_pages;
+	memory.regions[0].page_bytes = memory.regions[1].page_bytes = 4096;
 	memory.pages = first_pages + second_pages;
 	cr_assert_eq(pagemap_open(&map, &memory), 0);
 }
@@ -196,5 +197,37 @@ Test(pagemap, the_map_of_a_huge_sparse_guest_takes_no_memory_until_it_is_used)
 	cr_assert_eq(map.bytes, GIB(1024) / 4096 / 4);
 	cr_assert_eq(pagemap_claim(&map, 0, map.regions[0].words - 1, 1), 1);
 	expect_run(map.regions[0].pages - 63, UINT64_MAX, map.regions[0].pages - 63, 63);
+	pagemap_close(&map);
+}
+
+Test(pagemap, what_is_placed_before_the_epoch_is_present_and_what_is_stale_is_absent_again)
+{
+	open_map(128, 0);
+	pagemap_place(&map, 0, 1, 0xff);
+	pagemap_place(&map, 0, 1, 0xf0f); /* a newer copy counts once */
+	cr_assert_eq(pagemap_missing(&map), 128 - 12);
+	cr_assert_eq(pagemap_claim(&map, 0, 1, 0xfff), 0, "what is present cannot be claimed");
+	pagemap_stale(&map, 0, 1, 0x3);
+	pagemap_stale(&map, 0, 0, 0x3); /* never placed: nothing to take back */
+	cr_assert_eq(pagemap_missing(&map), 128 - 10);
+	cr_assert_eq(pagemap_state(&map, 0, 64), PAGE_ABSENT);
+	cr_assert_eq(pagemap_state(&map, 0, 66), PAGE_PRESENT);
+	cr_assert_eq(pagemap_claim(&map, 0, 1, 0x7), 0x3, "and what is stale can");
+	pagemap_close(&map);
+}
+
+Test(pagemap, a_part_is_complete_when_its_last_page_is_present)
+{
+	uint64_t part = PAGEMAP_PART_BYTES / 4096;
+
+	open_map(part + 64, 0);
+	pagemap_place(&map, 0, part / 64, ~UINT64_C(0));
+	cr_assert(pagemap_part_complete(&map, 0, 1), "the short one at the end");
+	cr_assert_not(pagemap_part_complete(&map, 0, 0));
+	pagemap_stale(&map, 0, part / 64, 0x10);
+	cr_assert_not(pagemap_part_complete(&map, 0, 1));
+	cr_assert_eq(pagemap_claim(&map, 0, part / 64, 0x10), 0x10);
+	pagemap_set_present(&map, 0, part / 64, 0x10);
+	cr_assert(pagemap_part_complete(&map, 0, 1));
 	pagemap_close(&map);
 }
