@@ -56,7 +56,7 @@ struct follower {
 
 static const struct argp_option migrate_options[] = {
 	{"mode", COMMAND_KEY_MODE, "MODE", 0,
-	 "stop-and-copy, pre-copy, post-copy or hybrid (default: post-copy)", 0},
+	 "stop-and-copy, pre-copy, post-copy, hybrid or auto (default: post-copy)", 0},
 	{"push", COMMAND_KEY_PUSH, "on|off", 0,
 	 "Stream what is missing in the background; off: only what the guest asks for, so it never "
 	 "ends by itself (default: on)",

@@ -14,7 +14,7 @@
 
 #define DOWNTIME_LIMIT_MS     300
 #define DOWNTIME_LIMIT_MAX_MS 3600000u
-#define STALL_WEIGHT          100
+#define TOTAL_WEIGHT          0.01
 
 void jaunt_options_init(struct jaunt_options *options)
 {
@@ -25,7 +25,7 @@ void jaunt_options_init(struct jaunt_options *options)
 	options->connect_timeout_ms = 5000;
 	options->peer_timeout_ms = 10000;
 	options->downtime_limit_ms = DOWNTIME_LIMIT_MS;
-	options->stall_weight = STALL_WEIGHT;
+	options->total_weight = TOTAL_WEIGHT;
 }
 
 static const char *const modes[] = {"post-copy", "stop-and-copy", "pre-copy", "hybrid", "auto"};
@@ -102,9 +102,9 @@ static int check_mode(const struct jaunt_options *options, struct jaunt_error *e
 				 "a limit of the total time (%u ms) below that of the downtime "
 				 "(%u ms)",
 				 options->total_limit_ms, options->downtime_limit_ms);
-	if (!(options->stall_weight >= 0 && options->stall_weight <= 1e6))
+	if (!(options->total_weight >= 0 && options->total_weight <= 1e3))
 		return error_set(error, EINVAL, "bad-option",
-				 "the weight of stalls is from 0 to 1000000");
+				 "the weight of total time is from 0 to 1000");
 	return 0;
 }
 
@@ -145,8 +145,8 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 		migration->options.tracker = strdup(options->tracker);
 	if (!migration->options.downtime_limit_ms)
 		migration->options.downtime_limit_ms = DOWNTIME_LIMIT_MS;
-	if (migration->options.stall_weight == 0)
-		migration->options.stall_weight = STALL_WEIGHT;
+	if (migration->options.total_weight == 0)
+		migration->options.total_weight = TOTAL_WEIGHT;
 	atomic_store(&migration->bandwidth, options->bandwidth_bytes_per_s);
 	atomic_store(&migration->downtime_limit_ms, migration->options.downtime_limit_ms);
 	migration->options.trace_path = NULL; /* opened already */

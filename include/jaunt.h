@@ -159,7 +159,7 @@ struct jaunt_options {
 	uint32_t timeout_ms;        /* until the switch; then timeout_action; 0: none */
 	enum jaunt_timeout_action timeout_action;
 	bool no_post_copy;      /* the VM never runs with pages missing */
-	double stall_weight;    /* auto: a second of stall is worth so many of total time, 0: 100 */
+	double total_weight;    /* auto: what a second of total time counts in stall, 0: 0.01 */
 	bool throttle;          /* pre-copy: slow the vCPUs down when it does not converge */
 	const char *tracker;    /* of written pages, by name; NULL: the best there is */
 	const char *trace_path; /* JSON lines of every fault, grant and decision; NULL: none */

@@ -51,12 +51,12 @@ int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
 	}
 }
 
-int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
+int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error)
 {
 	uint64_t explain_ns = 0; /* how long a loss may still be explained; 0: nothing is lost */
 
-	for (;;) {
+	do {
 		uint64_t now = clock_ns();
 		uint64_t end_ns = explain_ns ? explain_ns : until_ns;
 		int result = link_next(&source->link, end_ns > now ? (int64_t)(end_ns - now) : 0,
@@ -72,18 +72,26 @@ int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 			return link_why(&source->link, error);
 		if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
 			return error_set(error, ECANCELED, "cancelled", "cancelled");
-		if (atomic_load(&source->shared.session.lost)) {
-			/* A target that gives up says so and then closes its channels, but each
-			 * is read by another thread: its word may be here in a moment. */
-			if (!explain_ns)
-				explain_ns = clock_ns() + EXPLAIN_NS;
-			if (clock_ns() < explain_ns)
-				continue;
-			pthread_mutex_lock(&source->shared.session.mutex);
-			*error = source->shared.session.why;
-			pthread_mutex_unlock(&source->shared.session.mutex);
-			return -error->code;
-		}
+		if (!atomic_load(&source->shared.session.lost))
+			return 0;
+		/* A target that gives up says so and then closes its channels, but each is read by
+		 * another thread: its word may be here in a moment. */
+		if (!explain_ns)
+			explain_ns = clock_ns() + EXPLAIN_NS;
+	} while (clock_ns() < explain_ns);
+	pthread_mutex_lock(&source->shared.session.mutex);
+	*error = source->shared.session.why;
+	pthread_mutex_unlock(&source->shared.session.mutex);
+	return -error->code;
+}
+
+int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error)
+{
+	for (;;) {
+		int result = source_look(source, until_ns, message, error);
+		if (result != 0)
+			return result;
 		if (clock_ns() >= until_ns)
 			return error_set(error, ETIMEDOUT, "peer-silent",
 					 "the target said nothing for %u ms",
@@ -375,7 +383,7 @@ static int open_streams(struct source *source, struct jaunt_error *error)
 		if (!pusher)
 			return error_set(error, ENOMEM, "no-memory", "out of memory");
 		result = pusher_start(pusher, &source->shared, i, channel,
-				      i == 0 ? &source->holes : NULL);
+				      i == 0 ? &source->holes : NULL, &source->precopy.rounds);
 		pthread_mutex_lock(&source->base.mutex);
 		source->pushers[i] = pusher;
 		pthread_mutex_unlock(&source->base.mutex);
@@ -468,6 +476,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	if (source->base.options.dry_run)
 		return 0;
 	holes_init(&source->holes, &source->shared.memory, holes_found, source);
+	rounds_init(&source->precopy.rounds, &source->shared, source_wake_streams, source);
 	if ((result = open_serves(source, error)) < 0 || (result = open_streams(source, error)) < 0)
 		return result;
 	if (source->base.options.verify && (result = open_digester(source, error)) < 0)

@@ -165,6 +165,10 @@ static void *holes_main(void *argument)
 		else
 			search_file(holes, i);
 	}
+	pthread_mutex_lock(&holes->mutex);
+	holes->over = !holes->stop;
+	pthread_mutex_unlock(&holes->mutex);
+	holes->found(holes->user);
 	return NULL;
 }
 
@@ -201,4 +205,20 @@ void holes_stop(struct holes *holes)
 	pthread_mutex_unlock(&holes->mutex);
 	pthread_join(holes->thread, NULL);
 	holes->running = false;
+}
+
+bool holes_over(struct holes *holes)
+{
+	pthread_mutex_lock(&holes->mutex);
+	bool over = holes->over && !holes->count;
+	pthread_mutex_unlock(&holes->mutex);
+	return over;
+}
+
+void holes_reset(struct holes *holes)
+{
+	pthread_mutex_lock(&holes->mutex);
+	holes->head = holes->count = 0;
+	holes->stop = holes->over = false;
+	pthread_mutex_unlock(&holes->mutex);
 }

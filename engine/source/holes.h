@@ -31,7 +31,7 @@ struct holes {
 	pthread_cond_t changed;
 	struct hole_run queue[HOLES_QUEUE]; /* ring */
 	unsigned head, count;
-	bool stop;
+	bool stop, over;
 };
 
 /* Before anything else; holes_take() finds nothing until the search was started. */
@@ -40,6 +40,10 @@ void holes_init(struct holes *holes, const struct guestmem *memory, void (*found
 int holes_start(struct holes *holes);
 /* Any thread; false: nothing there right now. */
 bool holes_take(struct holes *holes, struct hole_run *run);
+/* The search came to its end, and all of it was taken. Any thread. */
+bool holes_over(struct holes *holes);
 void holes_stop(struct holes *holes);
+/* Stopped: forgets what was found, so that it can be started again. */
+void holes_reset(struct holes *holes);
 
 #endif

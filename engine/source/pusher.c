@@ -40,8 +40,21 @@ static size_t refuse(struct pusher *pusher, size_t bytes, const char *text)
 	return bytes;
 }
 
+static const char *take_round_ack(struct pusher *pusher, const struct frame *frame)
+{
+	int last = rounds_acknowledged(pusher->rounds, &pusher->walk, frame->first_page);
+
+	if (last < 0)
+		return "the target acknowledges a round that has not ended";
+	if (last)
+		session_wake(&pusher->shared->session);
+	return NULL;
+}
+
 static const char *take_grant(struct pusher *pusher, const struct frame *frame)
 {
+	if (frame->type == FRAME_ROUND_ACK)
+		return take_round_ack(pusher, frame);
 	if (frame->type != FRAME_GRANT || !source_frame_ok(pusher->shared, frame))
 		return "the target asks for pages that the VM does not have";
 	if (pusher->grant_count == pusher->grants_max)
@@ -125,13 +138,22 @@ static void send_head(struct pusher *pusher, enum frame_type type, uint16_t flag
 	channel_send(pusher->channel, head, sizeof(head), NULL, 0, 0);
 }
 
+static bool in_rounds(const struct pusher *pusher)
+{
+	return !atomic_load(&pusher->shared->session.epoch) &&
+	       atomic_load(&pusher->rounds->begun) != 0;
+}
+
 /* Holes, as long as there are some and room for them. */
 static void tell_holes(struct pusher *pusher)
 {
 	struct hole_run run;
+	bool told = false;
 
 	while (pusher->holes && channel_room(pusher->channel) > 8 &&
 	       holes_take(pusher->holes, &run)) {
+		struct hole_run whole = run;
+		told = true;
 		while (run.count) { /* a frame counts pages in 32 bits */
 			uint64_t step = run.count > UINT32_MAX ? UINT32_MAX : run.count;
 			send_head(pusher, FRAME_ZERO, FRAME_FLAG_HOLE, run.region, run.first, step);
@@ -142,7 +164,15 @@ static void tell_holes(struct pusher *pusher)
 			run.count -= step;
 		}
 		send_head(pusher, FRAME_TOLD, 0, run.region, run.told, 0);
+		if (in_rounds(pusher))
+			rounds_searched(pusher->rounds, &whole);
 	}
+	if (!pusher->holes || !in_rounds(pusher))
+		return;
+	if (holes_over(pusher->holes))
+		told |= rounds_search_over(pusher->rounds);
+	if (told && pusher->shared->streams > 1)
+		pusher->rounds->wake(pusher->rounds->user);
 }
 
 static uint8_t *slot_buffer(struct pusher *pusher, unsigned slot)
@@ -180,6 +210,33 @@ static const uint8_t *pages_at(struct pusher *pusher, const struct guest_region 
 	return copy;
 }
 
+static void send_zeros(struct pusher *pusher, size_t region, uint64_t first, uint64_t count)
+{
+	send_head(pusher, FRAME_ZERO, 0, region, first, count);
+	counter_add(&pusher->zero_pages, count);
+}
+
+/* The bytes stay as they are, or where they are, until the slot is free again. */
+static void send_data(struct pusher *pusher, size_t region, uint64_t first, uint64_t count,
+		      const uint8_t *bytes, unsigned slot)
+{
+	uint64_t page_bytes = pusher->shared->memory.regions[region].page_bytes;
+	struct frame frame = {.type = FRAME_DATA,
+			      .region = (uint16_t)region,
+			      .epoch = atomic_load(&pusher->shared->session.epoch),
+			      .page_count = (uint32_t)count,
+			      .first_page = first,
+			      .payload_bytes = (uint32_t)(count * page_bytes)};
+	uint8_t head[FRAME_BYTES];
+
+	frame_encode(&frame, head);
+	if (channel_send(pusher->channel, head, FRAME_BYTES, bytes, frame.payload_bytes,
+			 slot + 1) == 0)
+		pusher->busy |= 1u << slot;
+	counter_add(&pusher->data_pages, count);
+	counter_add(&pusher->payload_bytes, frame.payload_bytes);
+}
+
 /* Sends the next run of the first grant; false: no room right now. */
 static bool push_run(struct pusher *pusher)
 {
@@ -214,24 +271,10 @@ static bool push_run(struct pusher *pusher)
 	       zero_check(bytes + run * region->page_bytes, region->page_bytes) == zero)
 		run++;
 	pusher->at = again ? first : first + run;
-	if (zero) {
-		send_head(pusher, FRAME_ZERO, 0, pusher->grants[head].region, first, run);
-		counter_add(&pusher->zero_pages, run);
-	} else if (!pusher->grants[head].describe) {
-		struct frame frame = {.type = FRAME_DATA,
-				      .region = pusher->grants[head].region,
-				      .epoch = atomic_load(&pusher->shared->session.epoch),
-				      .page_count = (uint32_t)run,
-				      .first_page = first,
-				      .payload_bytes = (uint32_t)(run * region->page_bytes)};
-		uint8_t bytes_of_head[FRAME_BYTES];
-		frame_encode(&frame, bytes_of_head);
-		if (channel_send(pusher->channel, bytes_of_head, FRAME_BYTES, bytes,
-				 frame.payload_bytes, slot + 1) == 0)
-			pusher->busy |= 1u << slot;
-		counter_add(&pusher->data_pages, run);
-		counter_add(&pusher->payload_bytes, frame.payload_bytes);
-	}
+	if (zero)
+		send_zeros(pusher, pusher->grants[head].region, first, run);
+	else if (!pusher->grants[head].describe)
+		send_data(pusher, pusher->grants[head].region, first, run, bytes, slot);
 	if (pusher->at < end)
 		return true;
 	send_head(pusher, FRAME_GRANT_END, 0, pusher->grants[head].region,
@@ -241,6 +284,49 @@ static bool push_run(struct pusher *pusher)
 	pusher->grant_head = (head + 1) % pusher->grants_max;
 	if (--pusher->grant_count)
 		pusher->at = pusher->grants[pusher->grant_head].first;
+	return true;
+}
+
+/* Sends the next run of a round, or its end; false: nothing to send, or no room right now. */
+static bool push_round(struct pusher *pusher)
+{
+	struct round_walk *walk = &pusher->walk;
+	struct source_shared *shared = pusher->shared;
+	uint32_t free_slots = ~pusher->busy & ((1u << PUSHER_IN_FLIGHT) - 1);
+
+	if (channel_room(pusher->channel) < 4 || !free_slots)
+		return false;
+	enum round_step step = rounds_next(pusher->rounds, walk, pusher->index, PUSHER_RUN_PAGES);
+	if (step == ROUND_END) {
+		send_head(pusher, FRAME_ROUND, 0, 0, walk->round - 1, 0);
+		rounds_ended(walk);
+	}
+	if (step != ROUND_RUN)
+		return false;
+
+	const struct guest_region *region = &shared->memory.regions[walk->region];
+	/* What the guest gave back may not be touched through a mapping: that would fill it. */
+	bool direct = !region->hugetlb && !atomic_load(&shared->discards) && !tamper_active();
+	uint64_t fit = direct ? PUSHER_RUN_PAGES : pusher->slot_bytes / region->page_bytes;
+	uint64_t count = walk->count < fit ? walk->count : fit;
+	if (!direct)
+		free_slots &= (1u << pusher->copies) - 1;
+	if (!free_slots)
+		return false;
+	unsigned slot = (unsigned)__builtin_ctz(free_slots);
+	const uint8_t *bytes = pages_at(pusher, region, walk->first, count, direct, slot);
+	if (!bytes)
+		return false;
+	bool zero = zero_check(bytes, region->page_bytes);
+	uint64_t run = 1;
+	while (run < count &&
+	       zero_check(bytes + run * region->page_bytes, region->page_bytes) == zero)
+		run++;
+	if (zero)
+		send_zeros(pusher, walk->region, walk->first, run);
+	else
+		send_data(pusher, walk->region, walk->first, run, bytes, slot);
+	rounds_sent(walk, run);
 	return true;
 }
 
@@ -261,6 +347,9 @@ static int64_t pusher_pump(void *user)
 	if (pace >= 0 && channel_pace(pusher->channel, (uint64_t)pace) < 0)
 		trace_event(pusher->lane, "bandwidth", "the limit could not be changed");
 	tell_holes(pusher);
+	while (in_rounds(pusher) && !pusher->dead)
+		if (!push_round(pusher))
+			break;
 	while (pusher->grant_count && !pusher->dead)
 		if (!push_run(pusher))
 			break;
@@ -326,7 +415,7 @@ static const struct worker_ops pusher_ops = {
 	.begin = pusher_begin, .pump = pusher_pump, .end = pusher_end};
 
 int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,
-		 struct channel *channel, struct holes *holes)
+		 struct channel *channel, struct holes *holes, struct rounds *rounds)
 {
 	char name[16];
 
@@ -335,6 +424,7 @@ int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned i
 	pusher->index = index;
 	pusher->channel = channel;
 	pusher->holes = holes;
+	pusher->rounds = rounds;
 	atomic_store(&pusher->pace, -1);
 	snprintf(name, sizeof(name), "jaunt-push-%u", index);
 	pusher->lane = trace_lane(shared->trace, name);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "engine/source/holes.h"
+#include "engine/source/rounds.h"
 #include "engine/source/shared.h"
 #include "engine/stats.h"
 #include "engine/worker.h"
@@ -24,6 +25,7 @@ struct pusher {
 	unsigned index;
 	struct channel *channel; /* owned */
 	struct holes *holes;     /* the first stream's, else NULL; not owned */
+	struct rounds *rounds;   /* not owned; none has begun in modes without them */
 	/* Its thread's own from here on, but for the counters. */
 	struct trace_lane *lane;
 	struct {
@@ -38,6 +40,7 @@ struct pusher {
 	uint64_t slot_bytes;
 	unsigned copies; /* slots that may have one */
 	uint32_t busy;   /* bitmap of frames that the channel holds */
+	struct round_walk walk;
 	bool attached, dead;
 	_Atomic int64_t pace; /* wanted limit, bytes per second; -1: as it is */
 	counter payload_bytes, wire_bytes, zero_pages, data_pages;
@@ -46,7 +49,7 @@ struct pusher {
 
 /* Takes the channels over, also on an error. 0 or -errno. */
 int pusher_start(struct pusher *pusher, struct source_shared *shared, unsigned index,
-		 struct channel *channel, struct holes *holes);
+		 struct channel *channel, struct holes *holes, struct rounds *rounds);
 /* Limits what it sends, 0: not at all. Any thread. */
 void pusher_pace(struct pusher *pusher, uint64_t bytes_per_s);
 void pusher_stop(struct pusher *pusher);

@@ -17,9 +17,10 @@ struct source_shared {
 	/* `dirty` exists and is being marked. Set before the first page is read (seq_cst), so that
 	 * whoever reports a change and sees it clear has changed what is read later. */
 	_Atomic bool tracking;
-	struct trace *trace; /* or NULL */
-	unsigned streams;    /* does not change once they are there */
-	_Atomic bool paced;  /* what is sent is limited: the target is not to READ past that */
+	_Atomic bool discards; /* the guest has given pages back since tracking began */
+	struct trace *trace;   /* or NULL */
+	unsigned streams;      /* does not change once they are there */
+	_Atomic bool paced;    /* what is sent is limited: the target is not to READ past that */
 };
 
 /* Whether a frame of the target names pages that exist. */

@@ -106,7 +106,7 @@ static int hold(struct source *source, enum inject_point point, struct jaunt_err
 /* Memory stands still: where it has holes can be told. */
 static void tell_holes(struct source *source)
 {
-	if (source->takes_holes && holes_start(&source->holes) < 0)
+	if (source->takes_holes && !source->holes_told && holes_start(&source->holes) < 0)
 		trace_event(source->base.lane, "holes", "the search for holes did not start");
 }
 
@@ -131,6 +131,8 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 				 bytes, CONTROL_STATE_MAX);
 	}
 	int result = hold(source, INJECT_HOLD_SWITCHOVER, error);
+	if (result == 0)
+		result = source_tell_last_stale(source, 1, error);
 	if (result == 0) {
 		atomic_store(&source->shared.session.epoch, 1);
 		if (send_state(source, state, bytes) < 0)
@@ -227,7 +229,6 @@ static int switch_over(struct source *source, struct jaunt_error *error)
 	int result;
 
 	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
-	source->complete_first = strcmp(source->base.options.mode, "stop-and-copy") == 0;
 	if ((result = pause_and_save(source, error)) < 0 ||
 	    (result = await_loaded(source, error)) < 0 ||
 	    (result = hold(source, INJECT_HOLD_BEFORE_COMMIT, error)) < 0 ||
@@ -296,7 +297,7 @@ static int end_here(struct source *source, enum jaunt_outcome outcome, struct ja
 	struct jaunt_error failed = {0};
 
 	source_disconnect(source);
-	source_untrack(source);
+	source_precopy_end(source);
 	if (source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
@@ -401,6 +402,7 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 
 	migration_phase(&source->base, JAUNT_PHASE_POSTCOPY);
 	atomic_store(&source->target_alive, true);
+	source_precopy_end(source);
 	if (!source->complete_first)
 		tell_holes(source);
 	expose_again(&source->expose);
@@ -481,6 +483,8 @@ static int move(struct source *source, struct jaunt_error *error)
 	}
 	inject_kill(INJECT_KILL_PREPARE);
 	tamper_prepare(&source->shared.memory);
+	if (source_precopy(source, error) < 0)
+		return give_up(source, error);
 	if (hold(source, INJECT_HOLD_PREPARE, error) < 0)
 		return give_up(source, error);
 	if (switch_over(source, error) < 0)
@@ -558,6 +562,7 @@ static void source_set_bandwidth(struct jaunt_migration *migration)
 	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);
 	for (unsigned i = 0; i < SOURCE_STREAMS_MAX && source->pushers[i]; i++)
 		pusher_pace(source->pushers[i], source_stream_rate(source));
+	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);
 }
 
 static int source_check_resume(struct jaunt_migration *migration, struct jaunt_error *error)

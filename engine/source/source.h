@@ -8,6 +8,7 @@
 #include "engine/source/digester.h"
 #include "engine/source/expose.h"
 #include "engine/source/holes.h"
+#include "engine/source/precopy.h"
 #include "engine/source/pusher.h"
 #include "engine/source/serve.h"
 #include "engine/source/shared.h"
@@ -35,7 +36,9 @@ struct source {
 	struct source_shared shared;
 	bool memory_open;
 	struct tracker *tracker; /* NULL: not opened */
+	struct precopy precopy;
 	struct holes holes;
+	bool holes_told; /* all of them, in the first round */
 	struct digester digester;
 	bool takes_read;      /* the target said that it can */
 	struct expose expose; /* all zero: nothing can be READ */
@@ -52,6 +55,10 @@ struct source {
 
 /* 0, or -errno with `error`. */
 int source_connect(struct source *source, struct jaunt_error *error);
+/* One wait, as long as nothing is wrong and nobody has cancelled: 1 a message, 0 the time is up or
+ * something else happened, or -errno with `error`. */
+int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **message,
+		struct jaunt_error *error);
 /* The next message, as long as nothing is wrong and nobody has cancelled: 1, or -errno. */
 int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error);

@@ -55,8 +55,10 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 {
 	struct source *source = (struct source *)migration;
 
-	if (discarded) /* what is registered with a device is not the guest's any more */
+	if (discarded) { /* what is registered with a device is not the guest's any more */
+		atomic_store(&source->shared.discards, true);
 		expose_discarded(&source->expose, region, first, count);
+	}
 	if (atomic_load(&source->shared.tracking))
 		dirty_mark(&source->shared.dirty, region, first, count);
 }

@@ -10,7 +10,7 @@ import migrating
 
 # The product. What a setting means for the commands is in Case.
 PRODUCT = {
-    "mode": ("post-copy", "stop-and-copy"),
+    "mode": ("post-copy", "hybrid", "pre-copy", "stop-and-copy", "auto"),
     "workload": ("idle", "sweep", "random", "read", "zipf", "kv", "discard"),
     "vcpus": (1, 2),
     "page_size": ("4k", "2m"),

@@ -15,6 +15,7 @@ TestSuite(pusher, .timeout = 60);
 
 static struct world world; /* only its memory is of use */
 static struct source_shared shared;
+static struct rounds rounds; /* none has begun */
 static struct pusher *pusher;
 static int fd;
 static uint8_t got[PAGES * PAGE];
@@ -37,7 +38,7 @@ static void open_pusher(void)
 	atomic_store(&shared.session.epoch, 1);
 	peer_open(&channel, &fd);
 	pusher = calloc(1, sizeof(*pusher));
-	cr_assert_eq(pusher_start(pusher, &shared, 0, channel, NULL), 0);
+	cr_assert_eq(pusher_start(pusher, &shared, 0, channel, NULL, &rounds), 0);
 	peer_expect_preamble(fd, ATTACH_STREAM, 0);
 	attach_encode(&attach, payload);
 	peer_send_frame(fd, &frame, payload);

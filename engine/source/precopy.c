@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ *   track → [ round → collect → decide ]* → stale runs → pause, save → collect → FREEZE
+ *
+ * A page that the guest writes after it was read for a round is reported by a later collect, the
+ * last of which runs when the vCPUs stand still and their state is saved. So what was sent and is
+ * not dirty then is what the page holds. Dirty pages are told as stale runs: most of them ahead of
+ * the pause, which then has only those to tell that were written in the last moments.
+ *
+ * The barrier: stale runs are told only after every stream's last ROUND was acknowledged, that is,
+ * after everything sent before is placed. Else an older copy could arrive behind the word that it
+ * is stale, and pass for the page.
+ */
+#include "engine/source/precopy.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/inject.h"
+#include "engine/source/source.h"
+#include "engine/trace.h"
+
+#define MS_NS        1000000u
+#define LOOK_NS      (50 * (uint64_t)MS_NS) /* how often the policy is asked within a round */
+#define PROBE_NS     (10 * (uint64_t)MS_NS) /* how long the guest's writes are looked at first */
+#define STALE_BATCH  8192u                  /* runs in one message */
+#define STALE_FEW    1024u                  /* pages that may as well be told in the pause */
+#define STALE_PASSES 4u
+
+/* --- What has been sent, what is left ----------------------------------------------------------
+ */
+
+static uint64_t sent_bytes(const struct source *source)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < source->stream_count; i++)
+		sum += counter_get(&source->pushers[i]->payload_bytes);
+	return sum;
+}
+
+static uint64_t dirty_now(const struct source *source)
+{
+	return source->precopy.can_track
+		       ? dirty_bytes(&source->shared.dirty, &source->shared.memory)
+		       : 0;
+}
+
+/* Of the first round: memory that nobody has looked at. */
+static uint64_t unsearched_bytes(const struct source *source)
+{
+	const struct guestmem *memory = &source->shared.memory;
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < memory->region_count; i++)
+		sum += (memory->regions[i].pages -
+			atomic_load(&source->precopy.rounds.searched[i])) *
+		       memory->regions[i].page_bytes;
+	return sum;
+}
+
+void source_wake_streams(void *user)
+{
+	struct source *source = user;
+
+	for (unsigned i = 0; i < source->stream_count; i++)
+		worker_wake(&source->pushers[i]->worker);
+}
+
+/* --- Asking the policy -------------------------------------------------------------------------
+ */
+
+static void set_throttle(struct source *source, unsigned percent)
+{
+	struct jaunt_error error = {0};
+
+	if (percent == source->precopy.throttle || !source->ops->throttle)
+		return;
+	if (source->ops->throttle(source->vm, percent, &error) < 0)
+		trace_event(source->base.lane, "throttle", "%s", error.text);
+	else
+		trace_event(source->base.lane, "throttle", "%u %%", percent);
+	source->precopy.throttle = percent;
+}
+
+static void tell_status(struct source *source)
+{
+	const struct precopy *precopy = &source->precopy;
+	const struct policy_input *input = &precopy->input;
+	const struct policy_prediction *ways = precopy->decision.ways;
+	const struct policy_prediction *now = ways[POLICY_WAY_FINISH].allowed
+						      ? &ways[POLICY_WAY_FINISH]
+						      : &ways[POLICY_WAY_SWITCH];
+	struct jaunt_status *status = &source->base.status;
+
+	pthread_mutex_lock(&source->base.mutex);
+	status->round = input->round;
+	status->remaining_bytes = input->left_bytes + input->dirty_bytes;
+	status->dirty_bytes_per_s = input->dirty_rate;
+	status->bandwidth_bytes_per_s = input->bandwidth;
+	status->predicted_downtime_ms = now->allowed ? now->downtime_ns / 1e6 : 0;
+	snprintf(status->decision, sizeof(status->decision), "%s: %s",
+		 policy_action_name(precopy->decision.action), precopy->decision.reason);
+	pthread_mutex_unlock(&source->base.mutex);
+}
+
+static void decide(struct source *source, bool round_ended)
+{
+	struct precopy *precopy = &source->precopy;
+	struct policy_input *input = &precopy->input;
+	struct jaunt_migration *base = &source->base;
+	uint64_t begun = atomic_load(&precopy->rounds.begun);
+	bool counts = begun && !round_ended;
+
+	input->elapsed_ns = clock_ns() - base->started_ns;
+	input->limits.downtime_ns = (uint64_t)atomic_load(&base->downtime_limit_ms) * MS_NS;
+	input->limits.bandwidth = (double)atomic_load(&base->bandwidth);
+	input->round = begun ? (unsigned)(begun - 1) : 0;
+	input->round_ended = round_ended;
+	input->switch_requested = atomic_load(&base->switch_wanted);
+	input->throttle = precopy->throttle;
+	input->left_bytes = !begun   ? input->ram_bytes
+			    : counts ? dirty_now(source) + unsearched_bytes(source)
+				     : 0;
+	input->dirty_bytes = round_ended ? dirty_now(source) : 0;
+	if (begun && !unsearched_bytes(source))
+		input->data_bytes = input->ram_bytes - atomic_load(&precopy->rounds.hole_bytes);
+	estimate_tell(&precopy->estimate, input);
+	decisions_make(&precopy->decisions, base, input, &precopy->decision);
+	tell_status(source);
+}
+
+/* --- Rounds ------------------------------------------------------------------------------------
+ */
+
+static int watch_silence(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+	uint64_t sent = 0, now = clock_ns();
+
+	for (unsigned i = 0; i < source->stream_count; i++)
+		sent += counter_get(&source->pushers[i]->wire_bytes);
+	if (sent != precopy->progress_bytes) {
+		precopy->progress_bytes = sent;
+		precopy->progress_ns = now;
+	}
+	if (now - precopy->progress_ns < (uint64_t)source->base.options.peer_timeout_ms * MS_NS)
+		return 0;
+	return error_set(error, ETIMEDOUT, "peer-silent",
+			 "the target has taken and acknowledged nothing for %u ms",
+			 source->base.options.peer_timeout_ms);
+}
+
+/* Ends the round where it stands. The search for holes speaks of memory as it was, so it ends, too,
+ * and begins anew when memory stands still. */
+static void cut_round(struct source *source)
+{
+	rounds_cut(&source->precopy.rounds);
+	holes_stop(&source->holes);
+	holes_reset(&source->holes);
+	source_wake_streams(source);
+}
+
+static int run_round(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+	uint64_t look_ns = clock_ns() + LOOK_NS;
+	bool cut = false;
+
+	precopy->round_ns = precopy->progress_ns = clock_ns();
+	precopy->round_bytes = sent_bytes(source);
+	rounds_begin(&precopy->rounds);
+	if (atomic_load(&precopy->rounds.begun) == 1 &&
+	    (!source->takes_holes || holes_start(&source->holes) < 0))
+		rounds_search_over(&precopy->rounds);
+	source_wake_streams(source);
+	while (!rounds_over(&precopy->rounds)) {
+		Jaunt__Control *message;
+		int result = source_look(source, look_ns, &message, error);
+		if (result == 1) {
+			result = source_unexpected(message, error);
+			control_free(message);
+		}
+		if (result == 0)
+			result = watch_silence(source, error);
+		if (result < 0)
+			return result;
+		inject_kill(INJECT_KILL_ROUND);
+		if (cut || (clock_ns() < look_ns && !atomic_load(&source->base.switch_wanted)))
+			continue;
+		look_ns = clock_ns() + LOOK_NS;
+		estimate_sent(&precopy->estimate, clock_ns(), sent_bytes(source));
+		decide(source, false);
+		if (precopy->decision.action != POLICY_CONTINUE) {
+			cut = true;
+			cut_round(source);
+		}
+	}
+	estimate_idle(&precopy->estimate, clock_ns(), sent_bytes(source));
+	return cut;
+}
+
+static void note_round(struct source *source)
+{
+	struct precopy *precopy = &source->precopy;
+	struct policy_input *input = &precopy->input;
+	uint64_t now = clock_ns();
+	struct policy_round round = {.duration_ns = now - precopy->round_ns,
+				     .sent_bytes = sent_bytes(source) - precopy->round_bytes,
+				     .dirtied_bytes = dirty_now(source)};
+
+	if (input->round_count == POLICY_ROUNDS_KEPT)
+		memmove(&input->rounds[0], &input->rounds[1],
+			--input->round_count * sizeof(input->rounds[0]));
+	input->rounds[input->round_count++] = round;
+	estimate_collected(&precopy->estimate, now - precopy->collect_ns, round.dirtied_bytes,
+			   precopy->throttle);
+	precopy->collect_ns = now;
+}
+
+/* 0 with a decision that is not to continue. */
+static int run_rounds(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+
+	while (precopy->decision.action == POLICY_CONTINUE) {
+		int cut = run_round(source, error);
+		if (cut < 0)
+			return cut;
+		if (!source->shared.session.verify && atomic_load(&precopy->rounds.begun) == 1)
+			source->holes_told = !cut;
+		int result = source_collect(source, error);
+		if (result < 0)
+			return result;
+		note_round(source);
+		if (!cut)
+			decide(source, true);
+		set_throttle(source, precopy->decision.throttle);
+	}
+	return 0;
+}
+
+/* Looks at the guest's writes for a moment, so that the first decision knows something of them.
+ * What is dirty then has not been sent, and the first round sends everything. */
+static int probe(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+	uint64_t until = clock_ns() + PROBE_NS;
+	Jaunt__Control *message;
+	int result = source_collect(source, error);
+
+	precopy->collect_ns = clock_ns();
+	while (result == 0 && clock_ns() < until) {
+		result = source_look(source, until, &message, error);
+		if (result == 1) {
+			result = source_unexpected(message, error);
+			control_free(message);
+		}
+	}
+	if (result < 0 || (result = source_collect(source, error)) < 0)
+		return result;
+	estimate_collected(&precopy->estimate, clock_ns() - precopy->collect_ns, dirty_now(source),
+			   0);
+	precopy->collect_ns = clock_ns();
+	return 0;
+}
+
+static int prepare(struct source *source, struct jaunt_error *error)
+{
+	const struct jaunt_options *options = &source->base.options;
+	struct precopy *precopy = &source->precopy;
+	struct policy_input *input = &precopy->input;
+	enum tracker_kind kind;
+
+	estimate_init(&precopy->estimate, source->shared.memory.bytes);
+	policy_limits_init(&input->limits);
+	policy_costs_init(&input->costs);
+	if (!policy_mode_parse(options->mode, &input->mode))
+		return error_set(error, EINVAL, "bad-option", "unknown mode \"%s\"", options->mode);
+	if (!tracker_kind_parse(options->tracker, &kind))
+		return error_set(error, EINVAL, "bad-option",
+				 "there is no way to track writes that is called \"%s\"",
+				 options->tracker);
+	input->limits.total_ns = (uint64_t)options->total_limit_ms * MS_NS;
+	input->limits.timeout_ns = (uint64_t)options->timeout_ms * MS_NS;
+	input->limits.timeout_aborts = options->timeout_action == JAUNT_TIMEOUT_ABORT;
+	input->limits.max_rounds = options->max_rounds;
+	input->limits.no_postcopy = options->no_post_copy;
+	input->limits.throttle = options->throttle;
+	input->limits.total_weight = options->total_weight;
+	input->can_throttle = source->ops->throttle != NULL;
+	input->ram_bytes = source->shared.memory.bytes;
+	input->page_bytes = source->shared.memory.regions[0].page_bytes;
+	input->round_trip_ns = (double)source->round_trip_ns;
+	input->device_ns = estimate_device_ns(1);
+	int result = source_track(source, kind, error);
+	precopy->can_track = input->can_track = result == 0;
+	if (result < 0 && (result != -ENOTSUP || input->mode != POLICY_AUTO || options->tracker))
+		return error_context(error, "mode %s", options->mode);
+	error_clear(error);
+	return 0;
+}
+
+/* --- What is stale -----------------------------------------------------------------------------
+ */
+
+static int send_runs(struct source *source, uint32_t epoch, Jaunt__Run **runs, size_t count)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
+
+	freeze.epoch = epoch;
+	freeze.dirty = runs;
+	freeze.n_dirty = count;
+	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
+	message.freeze = &freeze;
+	return count ? link_send(&source->link, &message) : 0;
+}
+
+/* Tells all that is dirty, and takes it: it is stale for good. */
+static int tell_stale(struct source *source, uint32_t epoch, struct jaunt_error *error)
+{
+	struct source_shared *shared = &source->shared;
+	Jaunt__Run *runs = malloc(STALE_BATCH * sizeof(*runs));
+	Jaunt__Run **list = malloc(STALE_BATCH * sizeof(*list));
+	size_t count = 0;
+	int result = runs && list ? 0 : -ENOMEM;
+
+	for (size_t i = 0; result == 0 && i < shared->memory.region_count; i++) {
+		uint64_t first, pages;
+		for (uint64_t from = 0;
+		     result == 0 &&
+		     dirty_take(&shared->dirty, i, from, UINT64_MAX, UINT64_MAX, &first, &pages);) {
+			jaunt__run__init(&runs[count]);
+			runs[count].region = (uint32_t)i;
+			runs[count].first_page = first;
+			runs[count].page_count = pages;
+			list[count] = &runs[count];
+			from = first + pages;
+			if (++count < STALE_BATCH)
+				continue;
+			result = send_runs(source, epoch, list, count);
+			count = 0;
+		}
+	}
+	if (result == 0)
+		result = send_runs(source, epoch, list, count);
+	free(runs);
+	free(list);
+	if (result == -ENOMEM)
+		return error_set(error, ENOMEM, "no-memory", "out of memory for stale runs");
+	return result < 0 ? link_why(&source->link, error) : 0;
+}
+
+/* While the VM runs: until few are left. */
+static int tell_stale_ahead(struct source *source, struct jaunt_error *error)
+{
+	for (unsigned i = 0; i < STALE_PASSES; i++) {
+		if (dirty_count_all(&source->shared.dirty) <= STALE_FEW && i)
+			break;
+		int result = tell_stale(source, 0, error);
+		if (result == 0)
+			result = source_collect(source, error);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error)
+{
+	if (!atomic_load(&source->shared.tracking))
+		return 0;
+	int result = source_collect(source, error);
+	return result < 0 ? result : tell_stale(source, epoch, error);
+}
+
+/* --- The whole ---------------------------------------------------------------------------------
+ */
+
+int source_precopy(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+
+	source->complete_first = strcmp(source->base.options.mode, "stop-and-copy") == 0;
+	if (!migration_has_rounds(source->base.options.mode))
+		return 0;
+	int result = prepare(source, error);
+	if (result < 0)
+		return result;
+	migration_phase(&source->base, JAUNT_PHASE_PRECOPY);
+	if (precopy->can_track && (result = probe(source, error)) < 0)
+		return result;
+	decide(source, false);
+	if (precopy->can_track)
+		dirty_clear(&source->shared.dirty);
+	if ((result = run_rounds(source, error)) < 0)
+		return result;
+	if (precopy->decision.action == POLICY_ABORT)
+		return error_set(error, EAGAIN, precopy->decision.code, "%s",
+				 precopy->decision.reason);
+	source->complete_first = precopy->decision.action == POLICY_FINISH;
+	set_throttle(source, 0);
+	if (!atomic_load(&precopy->rounds.begun)) {
+		source_untrack(source); /* nothing was sent, so nothing can be stale */
+		return 0;
+	}
+	return tell_stale_ahead(source, error);
+}
+
+void source_precopy_end(struct source *source)
+{
+	set_throttle(source, 0);
+	source_untrack(source);
+}

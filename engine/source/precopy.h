@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Copying memory while the VM runs: rounds, what the policy says of them, and what is stale. */
+#ifndef ENGINE_SOURCE_PRECOPY_H
+#define ENGINE_SOURCE_PRECOPY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/source/decision.h"
+#include "engine/source/estimate.h"
+#include "engine/source/policy.h"
+#include "engine/source/rounds.h"
+#include "jaunt.h"
+
+struct source;
+
+/* The thread in run() owns it, but for the rounds. */
+struct precopy {
+	struct rounds rounds;
+	struct estimate estimate;
+	struct policy_input input;
+	struct policy_decision decision;
+	struct decisions decisions;
+	bool can_track;
+	uint64_t round_ns, round_bytes; /* when the round began, and what had been sent by then */
+	uint64_t collect_ns;            /* when the last collect was */
+	uint64_t progress_ns, progress_bytes; /* when something was sent last */
+	unsigned throttle;                    /* percent, as asked of the driver last */
+};
+
+/* Rounds, until the policy ends them; in a mode without any, nothing. Decides whether the memory is
+ * to be complete before the VM runs there, and tells what is stale ahead of the pause. 0, or -errno
+ * with `error`. */
+int source_precopy(struct source *source, struct jaunt_error *error);
+/* The vCPUs stand still, their state is saved: what is stale beyond what was told. */
+int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error);
+/* Makes every stream look around. Any thread, while they run. */
+void source_wake_streams(void *user);
+/* Nothing of it is left: the guest is as fast as before. */
+void source_precopy_end(struct source *source);
+
+#endif
