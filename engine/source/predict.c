@@ -199,7 +199,7 @@ void predict_switch(const struct predict *at, struct policy_prediction *out)
 {
 	const struct policy_input *input = at->input;
 	double push_ns, waited_ns = waits_ns(at, &push_ns);
-	double downtime_ns = fixed_ns(input) + at->dirty / page_bytes(input) * input->costs.run_ns;
+	double downtime_ns = fixed_ns(input) + stale_ns(input, at->dirty);
 
 	fill(at, downtime_ns, waited_ns, push_ns, out);
 }
