@@ -14,7 +14,6 @@
 #include <linux/capability.h>
 #include <linux/io_uring.h>
 #include <linux/kvm.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +26,7 @@
 
 #include "base/bits.h"
 #include "base/room.h"
+#include "engine/findings.h"
 #include "fault/soft_dirty.h"
 #include "fault/uffd.h"
 #include "fault/uffd_abi.h"
@@ -44,65 +44,6 @@
 #ifndef IORING_SETUP_DEFER_TASKRUN
 #define IORING_SETUP_DEFER_TASKRUN (1U << 13)
 #endif
-
-struct findings {
-	struct jaunt_check *checks;
-	size_t room, count;
-	struct jaunt_check beyond; /* where those go that there is no room for */
-};
-
-enum need { OPTIONAL, REQUIRED };
-
-static struct jaunt_check *add(struct findings *findings, const char *name, enum need need, bool ok)
-{
-	struct jaunt_check *check = findings->count < findings->room
-					    ? &findings->checks[findings->count++]
-					    : &findings->beyond;
-	*check = (struct jaunt_check){.name = name, .ok = ok, .required = need == REQUIRED};
-	return check;
-}
-
-static void __attribute__((format(printf, 2, 3)))
-found(struct jaunt_check *check, const char *format, ...)
-{
-	va_list arguments;
-	va_start(arguments, format);
-	vsnprintf(check->found, sizeof(check->found), format, arguments);
-	va_end(arguments);
-}
-
-/* Kept only if the finding is not as it should be. */
-static void __attribute__((format(printf, 2, 3)))
-advise(struct jaunt_check *check, const char *format, ...)
-{
-	va_list arguments;
-	if (check->ok)
-		return;
-	va_start(arguments, format);
-	vsnprintf(check->advice, sizeof(check->advice), format, arguments);
-	va_end(arguments);
-}
-
-struct amount {
-	char text[32];
-};
-
-static struct amount amount(uint64_t bytes)
-{
-	struct amount amount;
-	if (bytes == ROOM_UNLIMITED)
-		snprintf(amount.text, sizeof(amount.text), "unlimited");
-	else if (bytes >= GIB(1))
-		snprintf(amount.text, sizeof(amount.text), "%.1f GiB",
-			 (double)bytes / (double)GIB(1));
-	else if (bytes >= MIB(1))
-		snprintf(amount.text, sizeof(amount.text), "%.1f MiB",
-			 (double)bytes / (double)MIB(1));
-	else
-		snprintf(amount.text, sizeof(amount.text), "%llu KiB",
-			 (unsigned long long)(bytes >> 10));
-	return amount;
-}
 
 /* A number in a file of one line; -1 if there is none. */
 static long read_setting(const char *path)
@@ -133,11 +74,12 @@ static void check_kernel(struct findings *findings)
 	uname(&name);
 	sscanf(name.release, "%d.%d", &major, &minor);
 	bool ok = major > 5 || (major == 5 && minor >= 14);
-	struct jaunt_check *check = add(findings, "kernel", REQUIRED, ok);
-	found(check, "Linux %.60s, %.30s", name.release, name.machine);
-	advise(check,
-	       "post-copy needs minor faults of userfaultfd on shared memory: run Linux 5.14 "
-	       "or newer (6.1 or newer is better)");
+	struct jaunt_check *check = findings_add(findings, "kernel", REQUIRED, ok);
+	finding_found(check, "Linux %.60s, %.30s", name.release, name.machine);
+	finding_advise(
+		check,
+		"post-copy needs minor faults of userfaultfd on shared memory: run Linux 5.14 "
+		"or newer (6.1 or newer is better)");
 }
 
 /* --- userfaultfd
@@ -147,12 +89,13 @@ static void check_userfaultfd_ways(struct findings *findings)
 {
 	long unprivileged = read_setting("/proc/sys/vm/unprivileged_userfaultfd");
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	struct jaunt_check *check = add(findings, "userfaultfd.syscall", OPTIONAL, fd >= 0);
-	found(check, "%s (vm.unprivileged_userfaultfd=%ld, CAP_SYS_PTRACE: %s)",
-	      fd >= 0 ? "allowed" : strerror(errno), unprivileged,
-	      has_capability(CAP_SYS_PTRACE) ? "yes" : "no");
-	advise(check, "one of the two ways is enough; for this one run as root or with "
-		      "CAP_SYS_PTRACE, or set sysctl vm.unprivileged_userfaultfd=1");
+	struct jaunt_check *check =
+		findings_add(findings, "userfaultfd.syscall", OPTIONAL, fd >= 0);
+	finding_found(check, "%s (vm.unprivileged_userfaultfd=%ld, CAP_SYS_PTRACE: %s)",
+		      fd >= 0 ? "allowed" : strerror(errno), unprivileged,
+		      has_capability(CAP_SYS_PTRACE) ? "yes" : "no");
+	finding_advise(check, "one of the two ways is enough; for this one run as root or with "
+			      "CAP_SYS_PTRACE, or set sysctl vm.unprivileged_userfaultfd=1");
 	if (fd >= 0)
 		close(fd);
 
@@ -161,13 +104,14 @@ static void check_userfaultfd_ways(struct findings *findings)
 	fd = device < 0 ? -1 : ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 	if (device >= 0 && fd < 0)
 		code = errno;
-	check = add(findings, "userfaultfd.device", OPTIONAL, fd >= 0);
-	found(check, "/dev/userfaultfd: %s", fd >= 0 ? "allowed" : strerror(code));
-	advise(check, "%s",
-	       code == ENOENT ? "one of the two ways is enough; this one needs Linux 6.1"
-			      : "one of the two ways is enough; for this one give the user read "
-				"and write access to /dev/userfaultfd, for instance to a group "
-				"with a udev rule");
+	check = findings_add(findings, "userfaultfd.device", OPTIONAL, fd >= 0);
+	finding_found(check, "/dev/userfaultfd: %s", fd >= 0 ? "allowed" : strerror(code));
+	finding_advise(check, "%s",
+		       code == ENOENT
+			       ? "one of the two ways is enough; this one needs Linux 6.1"
+			       : "one of the two ways is enough; for this one give the user read "
+				 "and write access to /dev/userfaultfd, for instance to a group "
+				 "with a udev rule");
 	if (fd >= 0)
 		close(fd);
 	if (device >= 0)
@@ -233,25 +177,26 @@ static void check_userfaultfd(struct findings *findings)
 	struct jaunt_error error = {.code = 0};
 	struct uffd uffd;
 	int result = uffd_open(&uffd, &error);
-	struct jaunt_check *check = add(findings, "userfaultfd", REQUIRED, !result);
+	struct jaunt_check *check = findings_add(findings, "userfaultfd", REQUIRED, !result);
 
 	if (result) {
 		const char *advice = strchr(error.text, ';');
 		size_t length = advice ? (size_t)(advice - error.text) : strlen(error.text);
-		found(check, "%.*s", (int)length, error.text);
-		advise(check, "%.500s", advice ? advice + 2 : "see the findings beside it");
+		finding_found(check, "%.*s", (int)length, error.text);
+		finding_advise(check, "%.500s", advice ? advice + 2 : "see the findings beside it");
 		return;
 	}
 	const char *wrong = try_userfaultfd(&uffd);
 	check->ok = !wrong;
-	found(check, "%s", wrong ? wrong : "COPY and CONTINUE work on shared memory");
-	advise(check, "userfaultfd can be opened but does not work: free memory, or run another "
-		      "kernel");
+	finding_found(check, "%s", wrong ? wrong : "COPY and CONTINUE work on shared memory");
+	finding_advise(check,
+		       "userfaultfd can be opened but does not work: free memory, or run another "
+		       "kernel");
 	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
-		check = add(findings, features[i].name, features[i].need,
-			    uffd.features & features[i].bit);
-		found(check, "%s", check->ok ? "offered" : "not offered by this kernel");
-		advise(check, "%s", features[i].advice);
+		check = findings_add(findings, features[i].name, features[i].need,
+				     uffd.features & features[i].bit);
+		finding_found(check, "%s", check->ok ? "offered" : "not offered by this kernel");
+		finding_advise(check, "%s", features[i].advice);
 	}
 	uffd_close(&uffd);
 }
@@ -264,19 +209,23 @@ static void check_view_tracking(struct findings *findings)
 	char why[256] = "";
 	bool write_protect = wp_supported(why, sizeof(why)), soft_dirty = soft_dirty_supported();
 
-	struct jaunt_check *check = add(findings, "tracker.write-protect", OPTIONAL, write_protect);
-	found(check, "%s",
-	      write_protect ? "asynchronous write-protection and PAGEMAP_SCAN work"
-			    : "not to be had");
-	advise(check,
-	       "needed to track writes of another program's guest, or of one without KVM: run "
-	       "Linux 6.7 or newer (%.300s)",
-	       why);
-	check = add(findings, "tracker.soft-dirty", OPTIONAL, soft_dirty || write_protect);
-	found(check, "%s%s", soft_dirty ? "the kernel has it" : "this kernel has none",
-	      write_protect ? "; not needed" : "");
-	advise(check, "takes the place of write-protection, at the price of a short pause for each "
-		      "round: run a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer");
+	struct jaunt_check *check =
+		findings_add(findings, "tracker.write-protect", OPTIONAL, write_protect);
+	finding_found(check, "%s",
+		      write_protect ? "asynchronous write-protection and PAGEMAP_SCAN work"
+				    : "not to be had");
+	finding_advise(
+		check,
+		"needed to track writes of another program's guest, or of one without KVM: run "
+		"Linux 6.7 or newer (%.300s)",
+		why);
+	check = findings_add(findings, "tracker.soft-dirty", OPTIONAL, soft_dirty || write_protect);
+	finding_found(check, "%s%s", soft_dirty ? "the kernel has it" : "this kernel has none",
+		      write_protect ? "; not needed" : "");
+	finding_advise(
+		check,
+		"takes the place of write-protection, at the price of a short pause for each "
+		"round: run a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer");
 }
 
 static void check_kvm_tracking(struct findings *findings)
@@ -288,16 +237,17 @@ static void check_kvm_tracking(struct findings *findings)
 	int ring = ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING);
 	close(fd);
 
-	struct jaunt_check *check = add(findings, "tracker.dirty-log", OPTIONAL, manual > 0);
-	found(check, "%s", manual > 0 ? "with manual protection" : "reading it clears it");
-	advise(check, "works, but guests are slowed down more: run Linux 5.0 or newer");
-	check = add(findings, "tracker.dirty-ring", OPTIONAL, ring > 0);
+	struct jaunt_check *check =
+		findings_add(findings, "tracker.dirty-log", OPTIONAL, manual > 0);
+	finding_found(check, "%s", manual > 0 ? "with manual protection" : "reading it clears it");
+	finding_advise(check, "works, but guests are slowed down more: run Linux 5.0 or newer");
+	check = findings_add(findings, "tracker.dirty-ring", OPTIONAL, ring > 0);
 	if (ring > 0)
-		found(check, "up to %d entries for each vCPU",
-		      ring / (int)sizeof(struct kvm_dirty_gfn));
+		finding_found(check, "up to %d entries for each vCPU",
+			      ring / (int)sizeof(struct kvm_dirty_gfn));
 	else
-		found(check, "not offered by this kernel");
-	advise(check, "works without it, by the dirty log; Linux 5.11 or newer has it");
+		finding_found(check, "not offered by this kernel");
+	finding_advise(check, "works without it, by the dirty log; Linux 5.11 or newer has it");
 }
 
 /* --- io_uring and KVM
@@ -319,31 +269,34 @@ static void check_uring(struct findings *findings)
 	long disabled = read_setting("/proc/sys/kernel/io_uring_disabled");
 	unsigned features = 0;
 	int result = try_uring(0, &features);
-	struct jaunt_check *check = add(findings, "io_uring", REQUIRED, !result);
+	struct jaunt_check *check = findings_add(findings, "io_uring", REQUIRED, !result);
 
 	if (result)
-		found(check, "%s (kernel.io_uring_disabled=%ld)", strerror(-result), disabled);
+		finding_found(check, "%s (kernel.io_uring_disabled=%ld)", strerror(-result),
+			      disabled);
 	else
-		found(check, "works, features 0x%x", features);
+		finding_found(check, "works, features 0x%x", features);
 	if (result == -ENOSYS)
-		advise(check,
-		       "run a kernel with CONFIG_IO_URING, or take it off the seccomp filter "
-		       "of this container");
+		finding_advise(
+			check,
+			"run a kernel with CONFIG_IO_URING, or take it off the seccomp filter "
+			"of this container");
 	else if (disabled > 0)
-		advise(check, "set sysctl kernel.io_uring_disabled=0%s",
-		       disabled == 1 ? ", or run as root, or as a member of the group in "
-				       "kernel.io_uring_group"
-				     : "");
+		finding_advise(check, "set sysctl kernel.io_uring_disabled=0%s",
+			       disabled == 1 ? ", or run as root, or as a member of the group in "
+					       "kernel.io_uring_group"
+					     : "");
 	else
-		advise(check,
-		       "allow io_uring in the seccomp filter of this container, or raise the "
-		       "limits of locked memory and open files");
+		finding_advise(
+			check,
+			"allow io_uring in the seccomp filter of this container, or raise the "
+			"limits of locked memory and open files");
 	if (result)
 		return;
 	result = try_uring(IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, &features);
-	check = add(findings, "io_uring.DEFER_TASKRUN", OPTIONAL, !result);
-	found(check, "%s", result ? "not offered by this kernel" : "offered");
-	advise(check, "works without it, somewhat slower; Linux 6.1 or newer has it");
+	check = findings_add(findings, "io_uring.DEFER_TASKRUN", OPTIONAL, !result);
+	finding_found(check, "%s", result ? "not offered by this kernel" : "offered");
+	finding_advise(check, "works without it, somewhat slower; Linux 6.1 or newer has it");
 }
 
 static void check_kvm(struct findings *findings)
@@ -351,23 +304,27 @@ static void check_kvm(struct findings *findings)
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	int code = errno;
 	int version = fd < 0 ? -1 : ioctl(fd, KVM_GET_API_VERSION, 0);
-	struct jaunt_check *check = add(findings, "kvm", REQUIRED, version == KVM_API_VERSION);
+	struct jaunt_check *check =
+		findings_add(findings, "kvm", REQUIRED, version == KVM_API_VERSION);
 
 	if (fd < 0)
-		found(check, "/dev/kvm: %s", strerror(code));
+		finding_found(check, "/dev/kvm: %s", strerror(code));
 	else
-		found(check, "/dev/kvm, API version %d", version);
+		finding_found(check, "/dev/kvm, API version %d", version);
 	if (fd >= 0)
-		advise(check, "/dev/kvm does not speak KVM's API %d; run Linux", KVM_API_VERSION);
+		finding_advise(check, "/dev/kvm does not speak KVM's API %d; run Linux",
+			       KVM_API_VERSION);
 	else if (code == EACCES || code == EPERM)
-		advise(check, "this user may not open /dev/kvm: add it to the group kvm (usermod "
-			      "-aG kvm USER) and log in again, or run as root");
+		finding_advise(check,
+			       "this user may not open /dev/kvm: add it to the group kvm (usermod "
+			       "-aG kvm USER) and log in again, or run as root");
 	else if (code == ENOENT || code == ENODEV || code == ENXIO)
-		advise(check, "load kvm_intel or kvm_amd and turn virtualisation on in the "
-			      "firmware; in a virtual machine, have nested virtualisation turned "
-			      "on; in a container, pass /dev/kvm in");
+		finding_advise(check,
+			       "load kvm_intel or kvm_amd and turn virtualisation on in the "
+			       "firmware; in a virtual machine, have nested virtualisation turned "
+			       "on; in a container, pass /dev/kvm in");
 	else
-		advise(check, "see the kernel log for kvm");
+		finding_advise(check, "see the kernel log for kvm");
 	if (fd >= 0)
 		close(fd);
 }
@@ -382,48 +339,53 @@ static void check_memory(struct findings *findings)
 	int result = room_measure(&room, NULL);
 
 	if (result) {
-		check = add(findings, "memory", REQUIRED, false);
-		found(check, "/proc/meminfo: %s", strerror(-result));
-		advise(check, "mount /proc");
+		check = findings_add(findings, "memory", REQUIRED, false);
+		finding_found(check, "/proc/meminfo: %s", strerror(-result));
+		finding_advise(check, "mount /proc");
 		return;
 	}
-	check = add(findings, "memory", REQUIRED, room.memory_bytes >= SMALLEST_GUEST_BYTES);
-	found(check, "%s available of %s", amount(room.memory_bytes).text,
-	      amount(room.memory_total_bytes).text);
-	advise(check, "end other programs: the smallest guest needs %s",
-	       amount(SMALLEST_GUEST_BYTES).text);
+	check = findings_add(findings, "memory", REQUIRED,
+			     room.memory_bytes >= SMALLEST_GUEST_BYTES);
+	finding_found(check, "%s available of %s", finding_amount(room.memory_bytes).text,
+		      finding_amount(room.memory_total_bytes).text);
+	finding_advise(check, "end other programs: the smallest guest needs %s",
+		       finding_amount(SMALLEST_GUEST_BYTES).text);
 
-	check = add(findings, "memory.cgroup", REQUIRED,
-		    room.cgroup_bytes_free >= SMALLEST_GUEST_BYTES);
+	check = findings_add(findings, "memory.cgroup", REQUIRED,
+			     room.cgroup_bytes_free >= SMALLEST_GUEST_BYTES);
 	if (room.cgroup_bytes_free == ROOM_UNLIMITED)
-		found(check, "no control group limits this process");
+		finding_found(check, "no control group limits this process");
 	else
-		found(check, "%s left of %s, %s used, in %.150s",
-		      amount(room.cgroup_bytes_free).text, amount(room.cgroup_limit_bytes).text,
-		      amount(room.cgroup_used_bytes).text, room.cgroup);
-	advise(check,
-	       "raise the limit of that group (memory.max, or memory.limit_in_bytes; MemoryMax= of "
-	       "its systemd unit; --memory of its container), or end others in it");
+		finding_found(check, "%s left of %s, %s used, in %.150s",
+			      finding_amount(room.cgroup_bytes_free).text,
+			      finding_amount(room.cgroup_limit_bytes).text,
+			      finding_amount(room.cgroup_used_bytes).text, room.cgroup);
+	finding_advise(check, "raise the limit of that group (memory.max, or "
+			      "memory.limit_in_bytes; MemoryMax= of "
+			      "its systemd unit; --memory of its container), or end others in it");
 
 	long overcommit = read_setting("/proc/sys/vm/overcommit_memory");
-	check = add(findings, "memory.overcommit", OPTIONAL, overcommit != 2);
-	found(check, "vm.overcommit_memory=%ld", overcommit);
-	advise(check, "with 2, memory that a guest never touches counts too; a large sparse guest "
-		      "needs sysctl vm.overcommit_memory=0");
+	check = findings_add(findings, "memory.overcommit", OPTIONAL, overcommit != 2);
+	finding_found(check, "vm.overcommit_memory=%ld", overcommit);
+	finding_advise(check,
+		       "with 2, memory that a guest never touches counts too; a large sparse guest "
+		       "needs sysctl vm.overcommit_memory=0");
 
-	check = add(findings, "hugepages", OPTIONAL, room.hugepage_bytes_free > 0);
-	found(check, "of 2 MiB: %llu total, %llu reserved, %llu (%s) free for a guest",
-	      (unsigned long long)(room.hugepage_bytes_total / MIB(2)),
-	      (unsigned long long)(room.hugepage_bytes_reserved / MIB(2)),
-	      (unsigned long long)(room.hugepage_bytes_free / MIB(2)),
-	      amount(room.hugepage_bytes_free).text);
-	advise(check, "needed for guests in 2 MiB pages: set sysctl vm.nr_hugepages to half the "
-		      "guest's MiB, early after boot (and hugetlb.2MB.max of a control group)");
+	check = findings_add(findings, "hugepages", OPTIONAL, room.hugepage_bytes_free > 0);
+	finding_found(check, "of 2 MiB: %llu total, %llu reserved, %llu (%s) free for a guest",
+		      (unsigned long long)(room.hugepage_bytes_total / MIB(2)),
+		      (unsigned long long)(room.hugepage_bytes_reserved / MIB(2)),
+		      (unsigned long long)(room.hugepage_bytes_free / MIB(2)),
+		      finding_amount(room.hugepage_bytes_free).text);
+	finding_advise(check,
+		       "needed for guests in 2 MiB pages: set sysctl vm.nr_hugepages to half the "
+		       "guest's MiB, early after boot (and hugetlb.2MB.max of a control group)");
 
-	check = add(findings, "shm", OPTIONAL, room.shm_bytes >= SMALLEST_GUEST_BYTES);
-	found(check, "%s free in /dev/shm", amount(room.shm_bytes).text);
-	advise(check, "needed for guests whose memory is a named file: mount -o remount,size=... "
-		      "/dev/shm, or remove files from it");
+	check = findings_add(findings, "shm", OPTIONAL, room.shm_bytes >= SMALLEST_GUEST_BYTES);
+	finding_found(check, "%s free in /dev/shm", finding_amount(room.shm_bytes).text);
+	finding_advise(check,
+		       "needed for guests whose memory is a named file: mount -o remount,size=... "
+		       "/dev/shm, or remove files from it");
 }
 
 static void check_limits(struct findings *findings)
@@ -434,21 +396,23 @@ static void check_limits(struct findings *findings)
 	getrlimit(RLIMIT_MEMLOCK, &limit);
 	uint64_t bytes = limit.rlim_cur == RLIM_INFINITY ? ROOM_UNLIMITED : limit.rlim_cur;
 	struct jaunt_check *check =
-		add(findings, "limit.memlock", OPTIONAL, exempt || bytes >= MIB(8));
-	found(check, "%s locked memory%s", amount(bytes).text,
-	      exempt ? ", not enforced (CAP_IPC_LOCK)" : "");
-	advise(check, "io_uring on older kernels and RDMA lock memory: raise it (ulimit -l, "
-		      "LimitMEMLOCK= of a systemd unit, or /etc/security/limits.conf)");
+		findings_add(findings, "limit.memlock", OPTIONAL, exempt || bytes >= MIB(8));
+	finding_found(check, "%s locked memory%s", finding_amount(bytes).text,
+		      exempt ? ", not enforced (CAP_IPC_LOCK)" : "");
+	finding_advise(check,
+		       "io_uring on older kernels and RDMA lock memory: raise it (ulimit -l, "
+		       "LimitMEMLOCK= of a systemd unit, or /etc/security/limits.conf)");
 
 	getrlimit(RLIMIT_NOFILE, &limit);
-	check = add(findings, "limit.nofile", REQUIRED, limit.rlim_cur >= NEEDED_FILES);
+	check = findings_add(findings, "limit.nofile", REQUIRED, limit.rlim_cur >= NEEDED_FILES);
 	if (limit.rlim_cur == RLIM_INFINITY)
-		found(check, "unlimited open files");
+		finding_found(check, "unlimited open files");
 	else
-		found(check, "%llu open files", (unsigned long long)limit.rlim_cur);
-	advise(check,
-	       "many streams need up to %u: raise it (ulimit -n, LimitNOFILE= of a systemd unit)",
-	       NEEDED_FILES);
+		finding_found(check, "%llu open files", (unsigned long long)limit.rlim_cur);
+	finding_advise(
+		check,
+		"many streams need up to %u: raise it (ulimit -n, LimitNOFILE= of a systemd unit)",
+		NEEDED_FILES);
 }
 
 size_t jaunt_doctor(struct jaunt_check *checks, size_t room)
@@ -464,5 +428,6 @@ size_t jaunt_doctor(struct jaunt_check *checks, size_t room)
 	check_uring(&findings);
 	check_memory(&findings);
 	check_limits(&findings);
+	doctor_rdma(&findings, has_capability(CAP_IPC_LOCK));
 	return findings.count;
 }

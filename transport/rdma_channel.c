@@ -103,6 +103,7 @@ void rdma_channel_die(struct rdma_channel *channel, int error)
 	ring_undefer(channel->ring, &channel->task);
 	ring_cancel(channel->ring, &channel->again);
 	ring_cancel(channel->ring, &channel->watchdog);
+	ring_cancel(channel->ring, &channel->pacer);
 	rdma_events_unbind(channel);
 	/* READs that did come are told as such. */
 	rdma_events_take(channel, true);
@@ -158,6 +159,7 @@ static void unbind_channel(struct channel *base)
 	ring_undefer(channel->ring, &channel->task);
 	ring_cancel(channel->ring, &channel->again);
 	ring_cancel(channel->ring, &channel->watchdog);
+	ring_cancel(channel->ring, &channel->pacer);
 	rdma_events_unbind(channel);
 	channel->unbinding = false;
 	channel->ring = NULL;
@@ -226,11 +228,6 @@ static void shutdown_channel(struct channel *base)
 	}
 }
 
-static int pace(struct channel *base, uint64_t bytes_per_s)
-{
-	return -ENOTSUP;
-}
-
 static struct channel_totals totals(const struct channel *base)
 {
 	const struct rdma_channel *channel = rdma_channel_of_const(base);
@@ -266,7 +263,7 @@ static const struct channel_ops channel_ops = {
 	.pause = rdma_receive_pause,
 	.shutdown = shutdown_channel,
 	.free = free_channel,
-	.pace = pace,
+	.pace = rdma_send_pace,
 	.timeout = rdma_liveness_timeout,
 	.totals = totals,
 	.name = name,
@@ -388,6 +385,7 @@ int rdma_channel_create(struct rdma_channel **out, struct rdma_cm_id *id,
 	}
 	rdma_events_init(channel);
 	rdma_liveness_init(channel);
+	rdma_send_init(channel);
 	*greeting = (struct rdma_greeting){
 		.slots = RDMA_SLOTS,
 		.slot_bytes = RDMA_SLOT_BYTES,

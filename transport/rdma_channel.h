@@ -76,7 +76,7 @@ struct rdma_channel {
 	const struct channel_events *events;
 	void *user;
 	struct ring_task task;
-	struct ring_operation again, watchdog;
+	struct ring_operation again, watchdog, pacer;
 	struct ring_watch completion_watch, event_watch, shut_watch;
 
 	/* Receiving: what is in slots, and the buffer it is copied to. */
@@ -113,6 +113,10 @@ struct rdma_channel {
 	unsigned unsignaled;    /* since the last that asks for a completion */
 	unsigned read_limit;
 	unsigned inline_bytes;
+
+	uint64_t pace_bytes_per_s; /* 0: none */
+	uint64_t pace_next_ns;     /* nothing is sent before */
+	struct __kernel_timespec pace_wait;
 
 	uint32_t timeout_ms;          /* 0: none */
 	uint64_t heard, heard_before; /* signs of life of the peer's device, now and a look ago */
@@ -193,6 +197,8 @@ void rdma_send_done(struct rdma_channel *channel, unsigned messages, bool tell);
 /* Says farewell, so that the peer knows of the end although the message of the connection manager
  * may be lost. */
 void rdma_send_farewell(struct rdma_channel *channel);
+void rdma_send_init(struct rdma_channel *channel);
+int rdma_send_pace(struct channel *base, uint64_t bytes_per_s);
 void rdma_send_close(struct rdma_channel *channel);
 int rdma_send_message(struct channel *base, const void *head, size_t head_bytes,
 		      const void *payload, size_t payload_bytes, uint64_t cookie);

@@ -7,16 +7,23 @@
  * receiver that is not ready. A copy costs less than registering memory that is sent once, and a
  * payload is the owner's again as soon as the device has confirmed the SEND.
  *
+ * A limit of rate is kept here, since no kernel stands between: each slot puts the moment off at
+ * which the next may go, and a timer wakes whoever has to wait for it. READs are not limited: they
+ * are the other end's to begin.
+ *
  * That confirmation comes from the peer's device, not from its process. A message that was `sent`
  * lies in the peer's memory, whatever becomes of this end.
  */
 #include <endian.h>
 #include <errno.h>
+#include <liburing.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "transport/rdma_channel.h"
 
-#define SIGNAL_EVERY (RDMA_SEND_SLOTS / 2) /* at least; so that slots and requests come back */
+#define PACE_AHEAD_NS 1000000               /* a timer is not asked to be more exact */
+#define SIGNAL_EVERY  (RDMA_SEND_SLOTS / 2) /* at least; so that slots and requests come back */
 
 int rdma_post(struct rdma_channel *channel, struct ibv_send_wr *request,
 	      const struct rdma_posted *posted, bool signaled)
@@ -55,6 +62,61 @@ static int post_message(struct rdma_channel *channel, const struct rdma_posted *
 		channel->owed = 0;
 	return result;
 }
+
+/* --- Pace ---------------------------------------------------------------------------- */
+
+static void pacer_done(struct ring_operation *operation, int result, unsigned flags)
+{
+	struct rdma_channel *channel = container_of(operation, struct rdma_channel, pacer);
+
+	if (!channel->unbinding && !channel->dying)
+		ring_defer(channel->ring, &channel->task);
+}
+
+/* Whether it is too early to send; then the task runs again when it is not. */
+static bool is_held_back(struct rdma_channel *channel)
+{
+	uint64_t now = clock_ns();
+
+	if (now + PACE_AHEAD_NS >= channel->pace_next_ns)
+		return false;
+	if (!channel->pacer.in_flight) {
+		uint64_t wait_ns = channel->pace_next_ns - now;
+		channel->pace_wait.tv_sec = (int64_t)(wait_ns / 1000000000);
+		channel->pace_wait.tv_nsec = (long long)(wait_ns % 1000000000);
+		struct io_uring_sqe *sqe = ring_prepare(channel->ring, &channel->pacer);
+		io_uring_prep_timeout(sqe, &channel->pace_wait, 0, 0);
+	}
+	return true;
+}
+
+static void note_pace(struct rdma_channel *channel, size_t bytes)
+{
+	uint64_t now = clock_ns();
+
+	if (channel->pace_next_ns < now)
+		channel->pace_next_ns = now;
+	channel->pace_next_ns +=
+		(uint64_t)((double)bytes * 1e9 / (double)channel->pace_bytes_per_s);
+}
+
+int rdma_send_pace(struct channel *base, uint64_t bytes_per_s)
+{
+	struct rdma_channel *channel = rdma_channel_of(base);
+
+	channel->pace_bytes_per_s = bytes_per_s;
+	channel->pace_next_ns = 0;
+	if (channel->ring && !channel->dying)
+		ring_defer(channel->ring, &channel->task);
+	return 0;
+}
+
+void rdma_send_init(struct rdma_channel *channel)
+{
+	channel->pacer.done = pacer_done;
+}
+
+/* --- Messages ------------------------------------------------------------------------ */
 
 static size_t left_of(const struct rdma_channel *channel, const struct rdma_message *message)
 {
@@ -132,6 +194,8 @@ static int send_slot(struct rdma_channel *channel)
 	channel->sends++;
 	channel->credits--;
 	rdma_count(&channel->sent_bytes, bytes);
+	if (channel->pace_bytes_per_s)
+		note_pace(channel, bytes);
 	return 0;
 }
 
@@ -145,7 +209,8 @@ void rdma_send_run(struct rdma_channel *channel)
 {
 	int result = channel->send_error;
 
-	while (!result && has_work(channel))
+	while (!result && has_work(channel) &&
+	       !(channel->pace_bytes_per_s && is_held_back(channel)))
 		result = send_slot(channel);
 	if (!result && channel->owed >= RDMA_SLOTS / 2 && channel->others < RDMA_OTHERS) {
 		struct rdma_posted posted = {.kind = RDMA_POSTED_CREDIT};
