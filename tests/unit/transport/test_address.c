@@ -138,3 +138,47 @@ Test(address, a_host_that_does_not_resolve_is_neither)
 	cr_assert_not(address_is_loopback(&address));
 	cr_assert_str_eq(error.reason, "resolve");
 }
+
+#ifdef JAUNT_RDMA
+Test(address, rdma_takes_options_behind_a_comma)
+{
+	char text[300];
+	struct address address = parsed("rdma:[fe80::1]:7421,traffic-class=106,retries=3");
+	cr_assert_str_eq(address.scheme, "rdma");
+	cr_assert_str_eq(address.host, "fe80::1");
+	cr_assert_eq(address.port, 7421);
+	cr_assert_str_eq(address.options, "traffic-class=106,retries=3");
+	address_format(&address, text, sizeof(text));
+	cr_assert_str_eq(text, "rdma:[fe80::1]:7421");
+	parsed("rdma:host");
+	parsed("rdma:host,ack-timeout=31,poll-us=1000000,traffic-class=0");
+}
+
+Test(address, options_that_are_none_are_refused)
+{
+	static const char *const wrong[] = {
+		"rdma:host,",           "rdma:host,retries",     "rdma:host,retries=",
+		"rdma:host,retries=8",  "rdma:host,retries=-1",  "rdma:host,retries=3x",
+		"rdma:host,retries= 3", "rdma:host,retries=3,,", "rdma:host,ack-timeout=0",
+		"rdma:host,nothing=1",  "tcp:host,retries=3",    "tcp:host,",
+	};
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct jaunt_error error = {0};
+		struct address address;
+		cr_expect_eq(address_parse(&address, wrong[i], &error), -EINVAL, "\"%s\"",
+			     wrong[i]);
+		cr_expect_str_eq(error.reason, "bad-address");
+	}
+}
+
+Test(address, no_address_of_rdma_counts_as_loopback)
+{
+	struct jaunt_error error = {0};
+	struct address address = parsed("rdma:127.0.0.1");
+	cr_assert_eq(address_resolve(&address, &error), 0);
+	cr_assert_not(address_is_loopback(&address));
+	address = parsed("tcp:127.0.0.1");
+	cr_assert_eq(address_resolve(&address, &error), 0);
+	cr_assert(address_is_loopback(&address));
+}
+#endif
