@@ -6,7 +6,8 @@
  *     {"command":"migrate","peer":…,"mode":…,"push":…,"streams":…,"bandwidth":…,"verify":…,
  *      "dry_run":…,"insecure":…,"trace":…,"peer_timeout_ms":…}
  *     {"command":"cancel"} {"command":"abandon"} {"command":"resume-fenced"}
- *     {"command":"set","push":true}
+ *     {"command":"set","push":true,"bandwidth":…,"downtime_limit_ms":…}  one or more of them
+ *     {"command":"switch"}
  *
  * Each is answered by {"ok":true,…} or {"ok":false,"code":EXIT,"reason":…,"error":…}. After
  * migrate, cancel, abandon and resume-fenced the connection gets {"event":"status",…} and in the
@@ -50,6 +51,12 @@ static bool switch_of(const json_t *request, const char *key, bool otherwise)
 	return json_is_boolean(value) ? json_boolean_value(value) : otherwise;
 }
 
+static uint32_t limited(const json_t *request, const char *key)
+{
+	uint64_t value = count_of(request, key, 0);
+	return value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
+}
+
 /* The same limits as on the command line: a request may come from anything of the same user. */
 static int take_options(const json_t *request, struct jaunt_options *options,
 			struct jaunt_error *error)
@@ -66,6 +73,18 @@ static int take_options(const json_t *request, struct jaunt_options *options,
 	options->dry_run = switch_of(request, "dry_run", false);
 	options->insecure = switch_of(request, "insecure", false);
 	options->bandwidth_bytes_per_s = count_of(request, "bandwidth", 0);
+	options->downtime_limit_ms = limited(request, "downtime_limit_ms");
+	options->total_limit_ms = limited(request, "total_limit_ms");
+	options->timeout_ms = limited(request, "timeout_ms");
+	options->max_rounds = limited(request, "max_rounds");
+	options->timeout_action = switch_of(request, "timeout_aborts", false)
+					  ? JAUNT_TIMEOUT_ABORT
+					  : JAUNT_TIMEOUT_SWITCH;
+	options->no_post_copy = switch_of(request, "no_post_copy", false);
+	options->throttle = switch_of(request, "throttle", false);
+	if (json_is_number(json_object_get(request, "total_weight")))
+		options->total_weight = json_number_value(json_object_get(request, "total_weight"));
+	options->tracker = json_string_value(json_object_get(request, "tracker"));
 	if (streams)
 		options->streams = streams > 64 ? 65 : (unsigned)streams;
 	if (timeout)
@@ -145,15 +164,36 @@ static void set(struct host *host, struct server_client *client, const json_t *r
 {
 	struct jaunt_error error = {.code = 0};
 	const json_t *push = json_object_get(request, "push");
+	const json_t *bandwidth = json_object_get(request, "bandwidth");
+	const json_t *limit = json_object_get(request, "downtime_limit_ms");
 
-	if (!json_is_boolean(push))
-		error_set(&error, EINVAL, "bad-request", "set: only push=on or push=off is known");
+	if (!json_is_boolean(push) && !json_is_integer(bandwidth) && !json_is_integer(limit))
+		error_set(&error, EINVAL, "bad-request",
+			  "set: push, bandwidth and downtime-limit are known");
 	else if (!host->job)
 		error_set(&error, ESRCH, "no-migration",
-			  "%s is not being moved: push is a matter of migrations",
-			  host->claim.name);
-	else
+			  "%s is not being moved: there is nothing to set", host->claim.name);
+	if (!error.code && json_is_integer(bandwidth))
+		job_set_bandwidth(host->job, count_of(request, "bandwidth", 0), &error);
+	if (!error.code && json_is_integer(limit))
+		job_set_downtime_limit(host->job, limited(request, "downtime_limit_ms"), &error);
+	if (!error.code && json_is_boolean(push))
 		job_set_push(host->job, json_boolean_value(push), &error);
+	if (error.code)
+		refuse(client, outcome_of_error(&error), &error);
+	else
+		accept(client);
+}
+
+static void switch_now(struct host *host, struct server_client *client)
+{
+	struct jaunt_error error = {.code = 0};
+
+	if (!host->job)
+		error_set(&error, ESRCH, "no-migration",
+			  "%s is not being moved: there is nothing to switch", host->claim.name);
+	else
+		job_switch(host->job, &error);
 	if (error.code)
 		refuse(client, outcome_of_error(&error), &error);
 	else
@@ -180,6 +220,8 @@ void host_request(void *user, struct server_client *client, json_t *request)
 		act(host, client, "resume", job_resume_fenced);
 	} else if (strcmp(command, "set") == 0) {
 		set(host, client, request);
+	} else if (strcmp(command, "switch") == 0) {
+		switch_now(host, client);
 	} else {
 		error_set(&error, EINVAL, "bad-request",
 			  "the process that owns %s does not know this command; is it of an older "

@@ -101,6 +101,7 @@ static void destroy(struct job *job)
 	free((char *)job->options.peer);
 	free((char *)job->options.mode);
 	free((char *)job->options.trace_path);
+	free((char *)job->options.tracker);
 	free(job);
 }
 
@@ -117,12 +118,14 @@ static int create(struct job **out, const struct jaunt_options *options, int wak
 	job->options.peer = copy(options->peer);
 	job->options.mode = copy(options->mode);
 	job->options.trace_path = copy(options->trace_path);
+	job->options.tracker = copy(options->tracker);
 	job->options.phase_changed = phase_changed;
 	job->options.context = job;
 	job->push = options->push;
 	job->wake_fd = wake_fd;
 	job->started_ns = clock_ns();
 	if (!job->options.peer || (options->mode && !job->options.mode) ||
+	    (options->tracker && !job->options.tracker) ||
 	    (options->trace_path && !job->options.trace_path)) {
 		destroy(job);
 		error_set(error, ENOMEM, "no-memory", "not enough memory to start a migration");
@@ -301,6 +304,54 @@ int job_resume_fenced(struct job *job, struct jaunt_error *error)
 					  "the migration is still connecting: the VM runs at the "
 					  "source; cancel it instead");
 	return jaunt_migration_resume_fenced(migration, error);
+}
+
+/* The migration, or NULL and why there is none to change. */
+static struct jaunt_migration *changeable(struct job *job, int *result, struct jaunt_error *error)
+{
+	struct jaunt_migration *migration = running(job, result, error);
+
+	if (!migration && !*result)
+		*result = error_set(error, EBUSY, "busy",
+				    "the migration is still connecting; try again");
+	return migration;
+}
+
+int job_set_bandwidth(struct job *job, uint64_t bytes_per_s, struct jaunt_error *error)
+{
+	int result;
+	struct jaunt_migration *migration = changeable(job, &result, error);
+
+	if (!migration)
+		return result;
+	if (jaunt_migration_set_bandwidth(migration, bytes_per_s) < 0)
+		return error_set(error, EINVAL, "not-source",
+				 "the bandwidth is limited where the VM comes from: set it there");
+	return 0;
+}
+
+int job_set_downtime_limit(struct job *job, uint32_t limit_ms, struct jaunt_error *error)
+{
+	int result;
+	struct jaunt_migration *migration = changeable(job, &result, error);
+
+	if (!migration)
+		return result;
+	if (!job->outgoing)
+		return error_set(error, EINVAL, "not-source",
+				 "when to switch is decided where the VM comes from: set it there");
+	if (jaunt_migration_set_downtime_limit(migration, limit_ms) < 0)
+		return error_set(error, EINVAL, "bad-option",
+				 "a limit of the downtime is 1 ms to an hour");
+	return 0;
+}
+
+int job_switch(struct job *job, struct jaunt_error *error)
+{
+	int result;
+	struct jaunt_migration *migration = changeable(job, &result, error);
+
+	return migration ? jaunt_migration_switch(migration, error) : result;
 }
 
 int job_set_push(struct job *job, bool push, struct jaunt_error *error)

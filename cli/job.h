@@ -37,6 +37,9 @@ int job_cancel(struct job *job, struct jaunt_error *error);
 int job_abandon(struct job *job, struct jaunt_error *error);
 int job_resume_fenced(struct job *job, struct jaunt_error *error);
 int job_set_push(struct job *job, bool push, struct jaunt_error *error);
+int job_set_bandwidth(struct job *job, uint64_t bytes_per_s, struct jaunt_error *error);
+int job_set_downtime_limit(struct job *job, uint32_t limit_ms, struct jaunt_error *error);
+int job_switch(struct job *job, struct jaunt_error *error);
 
 /* Waits for the end, which must be near, and closes the migration. */
 void job_close(struct job *job);

@@ -13,7 +13,8 @@ static const struct command commands[] = {
 	{"status", command_status, "the VMs of this host and what happens to them"},
 	{"cancel", command_cancel, "stop a migration while the VM is still at the source"},
 	{"resume", command_resume, "run a VM whose other host has been fenced"},
-	{"set", command_set, "change a migration under way: push=on, push=off"},
+	{"set", command_set, "change a migration under way: push, bandwidth, downtime-limit"},
+	{"switch", command_switch, "end the copying of memory: let the VM run at the target now"},
 	{"doctor", command_doctor, "can this host, this VM, this pair do it, and if not, why"},
 	{"version", command_version, "version and build"},
 };

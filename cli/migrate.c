@@ -39,6 +39,7 @@ struct migrate_arguments {
 	struct peer peer;
 	const char *name;
 	char *trace;
+	bool timeout_action;
 	bool json, explain;
 };
 
@@ -57,6 +58,28 @@ struct follower {
 static const struct argp_option migrate_options[] = {
 	{"mode", COMMAND_KEY_MODE, "MODE", 0,
 	 "stop-and-copy, pre-copy, post-copy, hybrid or auto (default: post-copy)", 0},
+	{"downtime-limit", COMMAND_KEY_DOWNTIME_LIMIT, "TIME", 0,
+	 "How long the VM may stand still, for modes that choose the moment (default: 300ms)", 0},
+	{"total-limit", COMMAND_KEY_TOTAL_LIMIT, "TIME", 0,
+	 "How long all of it may take (default: no limit)", 0},
+	{"max-rounds", COMMAND_KEY_MAX_ROUNDS, "N", 0,
+	 "Copy memory at most N times over, 1 to 10000", 0},
+	{"timeout", COMMAND_KEY_TIMEOUT, "TIME", 0,
+	 "How long memory may be copied before the VM is switched (default: no limit)", 0},
+	{"timeout-action", COMMAND_KEY_TIMEOUT_ACTION, "switch|abort", 0,
+	 "What then: switch, with pages missing, or give up (default: switch)", 0},
+	{"no-post-copy", COMMAND_KEY_NO_POST_COPY, NULL, 0, "The VM never runs with pages missing",
+	 0},
+	{"throttle", COMMAND_KEY_THROTTLE, NULL, 0,
+	 "Slow the VM down where it writes faster than can be copied", 0},
+	{"total-weight", COMMAND_KEY_TOTAL_WEIGHT, "N", 0,
+	 "Mode auto: what a second of total time counts beside a second that the guest waits, "
+	 "above "
+	 "0, up to 1000 (default: 0.01)",
+	 0},
+	{"tracker", COMMAND_KEY_TRACKER, "NAME", 0,
+	 "How writes are tracked: driver, write-protect or soft-dirty (default: the best there is)",
+	 0},
 	{"push", COMMAND_KEY_PUSH, "on|off", 0,
 	 "Stream what is missing in the background; off: only what the guest asks for, so it never "
 	 "ends by itself (default: on)",
@@ -91,10 +114,46 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 	struct jaunt_options *options = &arguments->options;
 	struct jaunt_error error = {.code = 0};
 	uint64_t value = 0;
+	char *end;
 
 	switch (key) {
 	case COMMAND_KEY_MODE:
 		options->mode = argument;
+		break;
+	case COMMAND_KEY_DOWNTIME_LIMIT:
+		quantity_time_ms(argument, &options->downtime_limit_ms, &error);
+		break;
+	case COMMAND_KEY_TOTAL_LIMIT:
+		quantity_time_ms(argument, &options->total_limit_ms, &error);
+		break;
+	case COMMAND_KEY_MAX_ROUNDS:
+		quantity_count("rounds", argument, 1, 10000, &value, &error);
+		options->max_rounds = (unsigned)value;
+		break;
+	case COMMAND_KEY_TIMEOUT:
+		quantity_time_ms(argument, &options->timeout_ms, &error);
+		break;
+	case COMMAND_KEY_TIMEOUT_ACTION:
+		if (strcmp(argument, "switch") != 0 && strcmp(argument, "abort") != 0)
+			command_usage(state, "after the timeout it can switch or abort, not \"%s\"",
+				      argument);
+		options->timeout_action =
+			strcmp(argument, "abort") == 0 ? JAUNT_TIMEOUT_ABORT : JAUNT_TIMEOUT_SWITCH;
+		arguments->timeout_action = true;
+		break;
+	case COMMAND_KEY_NO_POST_COPY:
+		options->no_post_copy = true;
+		break;
+	case COMMAND_KEY_THROTTLE:
+		options->throttle = true;
+		break;
+	case COMMAND_KEY_TOTAL_WEIGHT:
+		options->total_weight = strtod(argument, &end);
+		if (end == argument || *end || !(options->total_weight > 0))
+			command_usage(state, "a weight is a number above 0, not \"%s\"", argument);
+		break;
+	case COMMAND_KEY_TRACKER:
+		options->tracker = argument;
 		break;
 	case COMMAND_KEY_PUSH:
 		quantity_switch("--push", argument, &options->push, &error);
@@ -146,6 +205,10 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		if (!options->peer)
 			command_usage(state, "it needs a VM and where to move it, like "
 					     "`jaunt migrate web tcp:10.0.0.2'");
+		if (arguments->timeout_action && !options->timeout_ms)
+			command_usage(state, "--timeout-action is about --timeout, which is not "
+					     "there");
+		jaunt_options_check(options, &error);
 		break;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -164,6 +227,17 @@ static json_t *request_of(const struct jaunt_options *options)
 		(json_int_t)options->bandwidth_bytes_per_s, "verify", options->verify, "dry_run",
 		options->dry_run, "insecure", options->insecure, "peer_timeout_ms",
 		(json_int_t)options->peer_timeout_ms);
+	json_object_update_new(
+		request, json_pack("{s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:f}", "downtime_limit_ms",
+				   (json_int_t)options->downtime_limit_ms, "total_limit_ms",
+				   (json_int_t)options->total_limit_ms, "max_rounds",
+				   (json_int_t)options->max_rounds, "timeout_ms",
+				   (json_int_t)options->timeout_ms, "timeout_aborts",
+				   options->timeout_action == JAUNT_TIMEOUT_ABORT, "no_post_copy",
+				   options->no_post_copy, "throttle", options->throttle,
+				   "total_weight", options->total_weight));
+	if (options->tracker)
+		json_object_set_new(request, "tracker", text_json(options->tracker));
 	if (options->trace_path)
 		json_object_set_new(request, "trace", json_string(options->trace_path));
 	return request;

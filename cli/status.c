@@ -73,6 +73,14 @@ static void describe_migration(char *text, size_t room, const json_t *vm)
 	case JAUNT_PHASE_WAITING:
 		snprintf(text, room, "waiting on %s", status.peer);
 		break;
+	case JAUNT_PHASE_PRECOPY:
+		snprintf(text, room,
+			 "%s %s, %s, round %llu, %.0f MB remaining, written %.0f MB/s, sent %.0f "
+			 "MB/s, downtime now %.1f ms",
+			 way, status.peer, status.mode, (unsigned long long)status.round,
+			 (double)status.remaining_bytes / 1e6, status.dirty_bytes_per_s / 1e6,
+			 status.bandwidth_bytes_per_s / 1e6, status.predicted_downtime_ms);
+		break;
 	case JAUNT_PHASE_POSTCOPY:
 		snprintf(text, room, "%s %s, %s, %.0f %%, %llu pages missing%s", way, status.peer,
 			 status.mode[0] ? status.mode : "post-copy", snapshot_percent(&status),

@@ -233,7 +233,7 @@ struct jaunt_status {
 	double downtime_floor_us; /* source: save + restore + 2 round trips, measured in this run */
 	struct jaunt_pages pages;
 	/* Source, while rounds are sent; the last of each stay. */
-	unsigned round;               /* from 0 on */
+	uint64_t round;               /* from 0 on */
 	uint64_t remaining_bytes;     /* known to be dirty and not sent */
 	double dirty_bytes_per_s;     /* what the VM writes, each page counted once a look */
 	double bandwidth_bytes_per_s; /* achieved by the streams together */
