@@ -395,7 +395,8 @@ int command_migrate(int argc, char **argv)
 		migrate_options,
 		parse,
 		"VM PEER",
-		"Moves the running VM to the `jaunt receive' that waits at PEER (tcp:HOST[:PORT], "
+		"Moves the running VM to the `jaunt receive' that waits at PEER (tcp:HOST[:PORT] "
+		"or rdma:HOST[:PORT], "
 		"IPv6 "
 		"in brackets, port 7420 if none is given)."
 		"\vCtrl-C cancels while the VM is still at the source. Once it has been handed "

@@ -203,7 +203,8 @@ int command_receive(int argc, char **argv)
 		receive_options,
 		parse,
 		"PEER",
-		"Listens on PEER (tcp:HOST[:PORT], IPv6 in brackets, port 7420 if none is given), "
+		"Listens on PEER (tcp:HOST[:PORT] or rdma:HOST[:PORT], IPv6 in brackets, port 7420 "
+		"if none is given), "
 		"takes one VM and runs it in the foreground. Says \"ready: listening on …\" on "
 		"stderr, "
 		"and READY=1 to a service manager, when a source may connect."

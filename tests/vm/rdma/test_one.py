@@ -39,6 +39,15 @@ class OneHost(lab.Case):
     def test_contract_over_tcp(self):
         self.contract("test-transport-contract", f"tcp:{ADDRESS}:0")
 
+    def test_contract_over_rdma(self):
+        for program in ("contract", "ends", "listener", "reads"):
+            self.contract(f"test-transport-{program}", f"rdma:{ADDRESS}:0")
+
+    def test_rdma_fails_as_it_says(self):
+        self.contract("test-transport-rdma", f"rdma:{ADDRESS}:0")
+        # The device is made again behind the last test.
+        self.host.run("until rdma link show rxe0/1 >/dev/null 2>&1; do usleep 50000; done")
+
     # --- Whole migrations ---------------------------------------------------------------------------
 
     def migrate(self, scheme, **settings):
