@@ -97,10 +97,11 @@ static int parse_options(struct address *address, char *text, struct jaunt_error
 		return error_set(error, EINVAL, "bad-address",
 				 "%s: addresses take no options: ',%s'", address->scheme,
 				 comma + 1);
-	if (!comma[1] || strlen(comma + 1) >= sizeof(address->options))
+	size_t length = strlen(comma + 1);
+	if (!length || length >= sizeof(address->options))
 		return error_set(error, EINVAL, "bad-address", "the options behind '%s,' are %s",
-				 text, comma[1] ? "too long" : "missing");
-	strcpy(address->options, comma + 1);
+				 text, length ? "too long" : "missing");
+	memcpy(address->options, comma + 1, length + 1);
 	return transport->check_options(address, error);
 }
 

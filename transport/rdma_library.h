@@ -35,12 +35,12 @@
 									function(set_option)
 
 struct rdma_library {
-#define RDMA_FIELD(name) typeof(&ibv_##name) name;
+#define RDMA_FIELD(name) typeof (&ibv_##name)(name);
 	struct {
 		RDMA_VERBS_FUNCTIONS(RDMA_FIELD)
 	} verbs;
 #undef RDMA_FIELD
-#define RDMA_FIELD(name) typeof(&rdma_##name) name;
+#define RDMA_FIELD(name) typeof (&rdma_##name)(name);
 	struct {
 		RDMA_CM_FUNCTIONS(RDMA_FIELD)
 	} cm;

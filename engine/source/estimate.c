@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/source/estimate.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -45,13 +46,14 @@ static double misfit(const struct estimate *estimate, double rate, double set)
 {
 	double sum = 0, weights = 0, weight = 1;
 
-	for (unsigned i = 0; i < estimate->collect_count; i++, weight *= FADING) {
+	for (unsigned i = 0; i < estimate->collect_count; i++) {
 		unsigned at = back(estimate, i);
 		double seen = estimate->collects[at].bytes, ns = estimate->collects[at].ns;
 		double said = dirtied(rate, set, ns);
 		double off = log((said + LEAST_BYTES) / (seen + LEAST_BYTES));
 		sum += weight * off * off;
 		weights += weight;
+		weight *= FADING;
 	}
 	return sum / weights;
 }
@@ -60,7 +62,7 @@ static double misfit(const struct estimate *estimate, double rate, double set)
  * are few and this is not often: no cleverer way is needed. */
 static void fit(struct estimate *estimate)
 {
-	double most = 0, fastest = 0, slowest = INFINITY;
+	double most = 0, fastest = DBL_MIN, slowest = INFINITY;
 
 	for (unsigned i = 0; i < estimate->collect_count; i++) {
 		double bytes = fmax(estimate->collects[i].bytes, LEAST_BYTES);

@@ -302,11 +302,12 @@ size_t expose_take(struct expose *expose, struct expose_told *out, size_t room)
 		atomic_fetch_sub(&expose->untold, 1);
 		if (stale)
 			continue;
-		out[count++] = (struct expose_told){.region = region,
-						    .first = block->chunk.first,
-						    .count = block->chunk.count,
-						    .address = block->exposure.address,
-						    .key = block->exposure.key};
+		out[count] = (struct expose_told){.region = region,
+						  .first = block->chunk.first,
+						  .count = block->chunk.count,
+						  .address = block->exposure.address,
+						  .key = block->exposure.key};
+		count++;
 	}
 	return count;
 }

@@ -47,10 +47,10 @@ int track_create_vcpu(struct vcpu *vcpu, struct jaunt_error *error);
 void track_close_vcpu(struct vcpu *vcpu);
 
 /* What struct jaunt_vm_ops says of them. */
-int track_start(void *vm, struct jaunt_error *error);
-int track_collect(void *vm, jaunt_dirty_run *emit, void *context, struct jaunt_error *error);
-void track_stop(void *vm);
-void track_report_to(void *vm, struct jaunt_migration *migration);
+int track_start(void *context, struct jaunt_error *error);
+int track_collect(void *context, jaunt_dirty_run *emit, void *user, struct jaunt_error *error);
+void track_stop(void *context);
+void track_report_to(void *context, struct jaunt_migration *migration);
 
 /* The guest gave these bytes of its memory back; on a vCPU's thread, after it happened. */
 void track_discarded(struct microvm *vm, uint64_t guest_address, uint64_t bytes);
