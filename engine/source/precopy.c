@@ -131,6 +131,8 @@ static void decide(struct source *source, bool round_ended)
 	input->dirty_bytes = round_ended ? dirty_now(source) : 0;
 	if (begun && !unsearched_bytes(source))
 		input->data_bytes = input->ram_bytes - atomic_load(&precopy->rounds.hole_bytes);
+	input->since_collect_ns =
+		counts && precopy->can_track ? clock_ns() - precopy->collect_ns : 0;
 	estimate_tell(&precopy->estimate, input);
 	decisions_make(&precopy->decisions, base, input, &precopy->decision);
 	tell_status(source);
@@ -271,6 +273,17 @@ static int probe(struct source *source, struct jaunt_error *error)
 	return 0;
 }
 
+/* As the driver describes it; 1 where it does not say. */
+static unsigned vcpus(const struct jaunt_description *description)
+{
+	for (size_t i = 0; i < description->property_count; i++)
+		if (strcmp(description->properties[i].key, "vcpus") == 0) {
+			unsigned long count = strtoul(description->properties[i].value, NULL, 10);
+			return count >= 1 && count <= 65536 ? (unsigned)count : 1;
+		}
+	return 1;
+}
+
 static int prepare(struct source *source, struct jaunt_error *error)
 {
 	const struct jaunt_options *options = &source->base.options;
@@ -298,7 +311,8 @@ static int prepare(struct source *source, struct jaunt_error *error)
 	input->ram_bytes = source->shared.memory.bytes;
 	input->page_bytes = source->shared.memory.regions[0].page_bytes;
 	input->round_trip_ns = (double)source->round_trip_ns;
-	input->device_ns = estimate_device_ns(1);
+	input->vcpus = vcpus(&source->description);
+	input->device_ns = estimate_device_ns(input->vcpus);
 	int result = source_track(source, kind, error);
 	precopy->can_track = input->can_track = result == 0;
 	if (result < 0 && (result != -ENOTSUP || input->mode != POLICY_AUTO || options->tracker))
