@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
+import xml.etree.ElementTree
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from jaunt_bench import throughput  # noqa: E402
 from jaunt_bench.figures import Figure, table  # noqa: E402
+from jaunt_bench.throughput import Series  # noqa: E402
 
 PROGRAMS = ''
 LIMIT_S = 30
@@ -206,6 +210,67 @@ class Figures(unittest.TestCase):
     figure = Figure('f', 'us', most=5)
     self.assertIsNone(figure.met)
     self.assertIn('wanted', table([figure])[0])
+
+
+class Simulate(unittest.TestCase):
+  """The simulator: the engine's policy about guests that do not exist."""
+
+  def simulate(self, *options):
+    return subprocess.run([os.path.join(PROGRAMS, 'jaunt-simulate'), *options], capture_output=True,
+                          text=True, timeout=LIMIT_S, check=False)
+
+  def test_a_guest_that_does_not_write_is_copied_once_whatever_the_mode(self):
+    modes = json.loads(self.simulate('--dirty-rate', '0', '--json').stdout)['modes']
+    for mode, figures in modes.items():
+      self.assertAlmostEqual(figures['sent_bytes'], 4 << 30, delta=1 << 20, msg=mode)
+
+  def test_auto_never_switches_where_that_is_forbidden(self):
+    done = self.simulate('--dirty-rate', '8G', '--no-post-copy', '--json')
+    self.assertEqual(json.loads(done.stdout)['modes']['auto']['end'], 'abort')
+
+  def test_nonsense_is_refused(self):
+    for options in (('--bandwidth', '0'), ('--ram', '1G', '--data', '2G'), ('--explain', 'sideways'),
+                    ('--dirty-rate', 'fast'), ('more',), ('--no-such-option',)):
+      with self.subTest(options=options):
+        self.assertEqual(self.simulate(*options).returncode, 2)
+
+  def test_recorded_decisions_are_made_again_and_what_is_no_decision_is_counted(self):
+    recorded = {'what': 'decision', 'action': 'switch', 'reason': 'so', 'input': {
+      'mode': 'post-copy', 'limits': {'downtime_ns': 300000000, 'total_weight': 0.01},
+      'costs': {}, 'ram_bytes': 1 << 30, 'left_bytes': 1 << 30, 'bandwidth': 1e9}}
+    with tempfile.NamedTemporaryFile('w', suffix='.jsonl') as file:
+      file.write(json.dumps({'what': 'event'}) + '\n' + json.dumps(recorded) + '\n')
+      file.flush()
+      done = self.simulate('--trace', file.name)
+      self.assertEqual((done.returncode, '1 decisions, 0 different, 0' in done.stdout), (0, True),
+                       done.stdout)
+      recorded['action'] = 'finish'
+      file.write(json.dumps(recorded) + '\nnonsense\n')
+      file.flush()
+      done = self.simulate('--trace', file.name)
+      self.assertEqual((done.returncode, '2 decisions, 1 different, 1' in done.stdout), (1, True),
+                       done.stdout)
+
+
+class Throughput(unittest.TestCase):
+  """Series of a guest's throughput, summed up and drawn."""
+
+  def series(self):
+    """1000 operations a millisecond, nothing at all for 100 ms after the command, half for 100 more."""
+    rates = [1000] * 2000 + [0] * 100 + [500] * 100 + [1000] * 500
+    samples = [(index * 1000000, rate) for index, rate in enumerate(rates)]
+    return Series('pre <copy>', samples, {'begin': 2000 * 1000000, 'switch': 2100 * 1000000,
+                                          'end': 2300 * 1000000})
+
+  def test_work_that_was_not_done_is_counted_as_time(self):
+    self.assertAlmostEqual(self.series().lost_ms(), 150)
+
+  def test_a_drawing_is_well_formed_and_a_strip_shows_the_gap(self):
+    drawing = throughput.svg([self.series()], 'a & b')
+    self.assertEqual(xml.etree.ElementTree.fromstring(drawing).tag.split('}')[1], 'svg')
+    strip = throughput.terminal([self.series()])[0]
+    self.assertIn('█', strip)
+    self.assertIn(' ', strip[strip.index('|'):])
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ FIXED = ('stop-and-copy', 'pre-copy', 'post-copy', 'hybrid')
 ALL = FIXED + ('auto',)
 WEIGHT = 0.01  # of a second in all, in seconds of stall
 POPULATED = 0.98
+DOWNTIME_LIMIT_MS = 300
 BEFORE_S = 1.2  # of throughput before the command
 
 

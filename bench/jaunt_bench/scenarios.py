@@ -5,9 +5,10 @@ In every scenario what is compared alternates: a round measures each side once, 
 each other, so that a machine that slows down for a while does it to both.
 """
 import os
+import statistics
 import time
 
-from . import machine
+from . import machine, modes as every_mode
 from .commands import Failed, Migration
 from .figures import Figure
 from .machine import GIB, MIB
@@ -314,5 +315,66 @@ def install(bench):
 # make a tail of whole time slices, the bare floor's even more than Jaunt's.
 PLACEMENTS = {'fault': 'apart', 'push': 'apart'}
 
+# --- Modes ----------------------------------------------------------------------------------------
+
+
+def _cells(quick):
+  """Bytes of RAM, operations a second of the guest (0: as many as it can; each writes a page), and
+  bytes a second that the streams may send (0: no limit)."""
+  if quick:
+    return [(512 * MIB, 20000, 0)]
+  return [(memory, rate, bandwidth) for memory in (512 * MIB, 2 * GIB)
+          for rate in (5000, 50000, 0) for bandwidth in (125000000, 0)]
+
+
+def _cell_name(memory, rate, bandwidth):
+  return (f'{memory / GIB:g} GiB, {f"{rate * PAGE / 1e6:.0f} MB/s" if rate else "full rate"}, '
+          f'{f"{bandwidth / 1e6:.0f} MB/s" if bandwidth else "no limit"}')
+
+
+def _simulated(bench, memory, rate, bandwidth, runs_of):
+  """What the simulator expects of auto: the link as the measured stop-and-copy shows it."""
+  link = every_mode.median(runs_of['stop-and-copy'], 'payload') / (
+    every_mode.median(runs_of['stop-and-copy'], 'total') / 1e3)
+  usual = statistics.median(one.series.baseline() for runs in runs_of.values() for one in runs)
+  figures = {'ram': memory, 'data': memory // 2, 'working_set': memory // 2,
+             'dirty_rate': int((rate or usual * 1e3) * PAGE), 'bandwidth': int(link)}
+  if bandwidth:
+    figures['limit_bandwidth'] = bandwidth
+  return every_mode.simulate(bench.programs, **figures)
+
+
+def modes(bench):
+  """What each mode costs the guest, over cells of RAM, dirty rate and bandwidth; auto beside the best
+  fixed mode that keeps the downtime limit, and beside what the simulator expects of it."""
+  machine.require_memory(5 * GIB, 'guests of 2 GiB')
+  cells = _cells(bench.quick)
+  runs_of = {cell: {mode: [] for mode in every_mode.ALL} for cell in cells}
+  for _ in bench.rounds(5):
+    for cell in cells:
+      memory, rate, bandwidth = cell
+      options = ('--bandwidth', str(bandwidth)) if bandwidth else ()
+      for mode in every_mode.ALL:
+        bench.say(f'{_cell_name(*cell)}: {mode}')
+        one = every_mode.run(bench.programs, mode, memory, memory // 2, options,
+                             workload=f'random:ws=50%,rate={rate}')
+        runs_of[cell][mode].append(one)
+        bench.keep('mode', {'cell': _cell_name(*cell), **one.json()})
+  near = total = 0
+  for cell, of in runs_of.items():
+    print(f'  {_cell_name(*cell)}')
+    print('\n'.join('    ' + line for line in every_mode.table(of)))
+    fixed = [mode for mode in every_mode.FIXED
+             if every_mode.median(of[mode], 'downtime') <= every_mode.DOWNTIME_LIMIT_MS]
+    best = min(every_mode.median(of[mode], 'cost') for mode in fixed)
+    auto = every_mode.median(of['auto'], 'cost')
+    bench.figure(f'auto: cost, {_cell_name(*cell)}', 'ms', floor='best fixed mode').add(auto, best)
+    said = _simulated(bench, *cell, of)['auto']['cost_ms']
+    bench.figure(f'auto: cost simulated, {_cell_name(*cell)}', 'ms', floor='measured').add(said, auto)
+    total += 1
+    near += auto <= 1.1 * best
+  bench.figure('cells in which auto is within 10 % of the best', 'share', least=0.9).add(near / total)
+
+
 ALL = {scenario.__name__: scenario
-       for scenario in (downtime, fault, push, distance, bulk, memory, sparse, install)}
+       for scenario in (downtime, fault, push, distance, bulk, memory, sparse, install, modes)}
