@@ -197,6 +197,8 @@ static int commit(struct source *source, struct jaunt_error *error)
 	if (!cancelled && !lost) {
 		base->committed = true;
 		base->status.vm_is_at = JAUNT_AT_UNKNOWN; /* until RESUMED is heard */
+		if (source->complete_first)
+			base->status.pages.missing = 0; /* before it said LOADED */
 		base->status.downtime_floor_us =
 			(double)(source->save_ns + source->load_ns + 2 * source->round_trip_ns) /
 			1e3;
