@@ -12,6 +12,9 @@
  * `lock` is held from the harvest until after the reset, and whatever is emitted is emitted under
  * it. What a vCPU harvested waits in `noted`.
  *
+ * Resetting is most of what a collect costs, so it is left out while the vCPUs stand still. What
+ * was harvested stays noted then, and is told again by the collect that resets.
+ *
  * A CPU may hold the last notes of a running vCPU back (Intel's page modification log); they reach
  * the ring when it leaves the guest. The collect of a VM that is paused sees all of them.
  */
@@ -94,19 +97,19 @@ static void note(struct microvm *vm, uint32_t slot, uint64_t offset)
 	vm->track.noted_groups[page / GROUP_PAGES] = 1;
 }
 
-/* Under the lock. How many entries there were. */
-static unsigned harvest(struct vcpu *vcpu)
+/* Under the lock. */
+static void harvest(struct vcpu *vcpu)
 {
-	unsigned found = 0;
-	for (;; found++, vcpu->dirty_next++) {
+	for (;; vcpu->dirty_next++) {
 		struct kvm_dirty_gfn *entry =
 			&vcpu->dirty_ring[vcpu->dirty_next % vcpu->vm->track.ring_entries];
 		/* Pairs with the kernel's, which writes the entry before the flag; and it reads the
 		 * flag we write before it overwrites the entry. */
 		if (__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_DIRTY)
-			return found;
+			return;
 		note(vcpu->vm, entry->slot & 0xffff, entry->offset);
 		__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+		vcpu->vm->track.unreset = true;
 	}
 }
 
@@ -117,6 +120,7 @@ static void reset(struct microvm *vm)
 	do
 		result = ioctl(vm->vm_fd, KVM_RESET_DIRTY_RINGS, 0);
 	while (result < 0 && (errno == EINTR || errno == EAGAIN));
+	vm->track.unreset = false;
 	if (result < 0)
 		vm->track.broken = true;
 }
@@ -125,8 +129,8 @@ void track_ring_full(struct vcpu *vcpu)
 {
 	struct microvm *vm = vcpu->vm;
 	pthread_mutex_lock(&vm->track.lock);
-	if (harvest(vcpu))
-		reset(vm);
+	harvest(vcpu);
+	reset(vm);
 	bool broken = vm->track.broken;
 	pthread_mutex_unlock(&vm->track.lock);
 	if (broken)
@@ -135,23 +139,23 @@ void track_ring_full(struct vcpu *vcpu)
 
 static void harvest_all(struct microvm *vm)
 {
-	unsigned found = 0;
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
-		found += harvest(&vm->vcpus[i]);
-	if (found)
-		reset(vm);
+		harvest(&vm->vcpus[i]);
 }
 
-/* Emits and forgets what was noted. Under the lock. */
+/* Emits what was noted, and forgets it if it is armed again. Under the lock. */
 static void emit_noted(struct microvm *vm, jaunt_dirty_run *emit, void *context)
 {
+	bool forget_it = !vm->track.unreset;
 	const uint64_t words = GROUP_PAGES / 64;
 	for (uint64_t group = 0; group < group_count(vm); group++) {
 		if (!vm->track.noted_groups[group])
 			continue;
 		uint64_t *bits = vm->track.noted + group * words;
-		vm->track.noted_groups[group] = 0;
 		track_emit_bits(vm, bits, words, group * GROUP_PAGES, emit, context);
+		if (!forget_it)
+			continue;
+		vm->track.noted_groups[group] = 0;
 		memset(bits, 0, words * 8);
 	}
 }
@@ -178,6 +182,7 @@ int track_ring_start(struct microvm *vm, struct jaunt_error *error)
 {
 	pthread_mutex_lock(&vm->track.lock);
 	harvest_all(vm); /* what was left over when it was switched off */
+	reset(vm);
 	vm->track.noted = map_zeros(noted_bytes(vm));
 	vm->track.noted_groups = map_zeros(group_count(vm));
 	bool ready = vm->track.noted && vm->track.noted_groups && !vm->track.broken;
@@ -197,8 +202,11 @@ int track_ring_start(struct microvm *vm, struct jaunt_error *error)
 int track_ring_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
 		       struct jaunt_error *error)
 {
+	bool running = atomic_load(&vm->parked) < vm->vcpu_count;
 	pthread_mutex_lock(&vm->track.lock);
 	harvest_all(vm);
+	if (running && vm->track.unreset)
+		reset(vm);
 	bool broken = vm->track.broken;
 	if (!broken)
 		emit_noted(vm, emit, context);
@@ -213,6 +221,7 @@ void track_ring_stop(struct microvm *vm)
 	(void)track_set_logging(vm, false);
 	pthread_mutex_lock(&vm->track.lock);
 	harvest_all(vm);
+	reset(vm);
 	forget(vm);
 	pthread_mutex_unlock(&vm->track.lock);
 }
