@@ -82,6 +82,13 @@ struct microvm {
 	atomic_bool
 		released; /* the view is no longer the guest's memory: nothing it finds counts */
 	struct vcpu *vcpus;
+	struct {
+		unsigned percent; /* lock */
+		atomic_bool hold; /* written under lock */
+		pthread_cond_t changed;
+		pthread_t thread;
+		bool running; /* of whoever calls throttle_set() */
+	} throttle;
 
 	/* description */
 	struct jaunt_region region;
@@ -155,6 +162,12 @@ static inline bool vcpu_may_run(const struct vcpu *vcpu)
 {
 	return atomic_load_explicit(&vcpu->vm->order, memory_order_relaxed) == MACHINE_RUN;
 }
+/* Lets it enter the guest after a kick. Its thread, under the lock, while the order is to run. */
+void vcpu_allow_entry(struct vcpu *vcpu);
+/* throttle.c: what struct jaunt_vm_ops says, and where a vCPU waits while it is held; after every
+ * kick, or where it finds `hold` set. */
+int throttle_set(void *vm, unsigned percent, struct jaunt_error *error);
+void throttle_wait(struct vcpu *vcpu);
 /* Runs the guest until the order changes or it crashes. */
 void cpu_run(struct vcpu *vcpu);    /* vcpu_kvm.c */
 void cpu_kick(struct vcpu *vcpu);   /* vcpu_kvm.c: out of KVM_RUN, and not in again */

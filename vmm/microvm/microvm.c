@@ -84,6 +84,7 @@ static void init_locks(struct microvm *vm)
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_cond_init(&vm->changed, &attributes);
 	pthread_cond_init(&vm->wake, &attributes);
+	pthread_cond_init(&vm->throttle.changed, &attributes);
 	pthread_condattr_destroy(&attributes);
 }
 
@@ -178,12 +179,14 @@ void microvm_destroy(struct microvm *vm)
 {
 	if (!vm)
 		return;
+	(void)throttle_set(vm, 0, NULL);
 	vcpu_end_threads(vm);
 	track_destroy(vm);
 	cpu_close(vm);
 	memory_destroy(vm);
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
 		account_destroy(&vm->vcpus[i].account);
+	pthread_cond_destroy(&vm->throttle.changed);
 	pthread_cond_destroy(&vm->wake);
 	pthread_cond_destroy(&vm->changed);
 	pthread_mutex_destroy(&vm->lock);
@@ -356,4 +359,5 @@ const struct jaunt_vm_ops microvm_ops = {.driver = "microvm",
 					 .track_start = track_start,
 					 .track_collect = track_collect,
 					 .track_stop = track_stop,
-					 .report_to = track_report_to};
+					 .report_to = track_report_to,
+					 .throttle = throttle_set};

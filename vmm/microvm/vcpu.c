@@ -55,7 +55,7 @@ void vcpu_crash(struct vcpu *vcpu, const char *format, ...)
 	va_end(arguments);
 }
 
-static void allow_entry(struct vcpu *vcpu)
+void vcpu_allow_entry(struct vcpu *vcpu)
 {
 	if (vcpu->run)
 		__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELAXED);
@@ -76,7 +76,7 @@ static void *vcpu_main(void *argument)
 			break;
 		vcpu->parked = false;
 		atomic_fetch_sub(&vm->parked, 1);
-		allow_entry(vcpu);
+		vcpu_allow_entry(vcpu);
 		pthread_mutex_unlock(&vm->lock);
 		if (!vm->loaded) {
 			vcpu_entering(vcpu);
@@ -129,7 +129,7 @@ static void give_order(struct microvm *vm, enum machine_order order)
 		if (!vcpu->started || vcpu->parked || vm->thread_backed)
 			continue;
 		if (order == MACHINE_RUN)
-			allow_entry(vcpu);
+			vcpu_allow_entry(vcpu);
 		else
 			cpu_kick(vcpu);
 	}

@@ -80,8 +80,10 @@ void cpu_run(struct vcpu *vcpu)
 		int result = enter(vcpu);
 		vcpu->left_ns = clock_ns();
 		port_open = false;
-		if (result == -EINTR)
+		if (result == -EINTR) {
+			throttle_wait(vcpu);
 			continue;
+		}
 		if (result) {
 			vcpu_crash(vcpu, "KVM_RUN: %s%s", strerror(-result),
 				   result == -EFAULT ? ": a page of guest memory cannot be had"

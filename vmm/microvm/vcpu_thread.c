@@ -39,8 +39,11 @@ void thread_run(struct vcpu *vcpu)
 {
 	become(vcpu);
 	vcpu_entering(vcpu);
-	while (vcpu_may_run(vcpu) && !vcpu->crashed)
+	while (vcpu_may_run(vcpu) && !vcpu->crashed) {
+		if (atomic_load_explicit(&vcpu->vm->throttle.hold, memory_order_relaxed))
+			throttle_wait(vcpu);
 		guest_step();
+	}
 	vcpu->left_ns = clock_ns();
 }
 

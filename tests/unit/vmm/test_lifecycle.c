@@ -242,6 +242,43 @@ Test(lifecycle, a_vm_in_huge_pages_moves_and_discards_on_threads, .timeout = 60)
 	huge_pages(true);
 }
 
+/* Held nearly always it still stops, goes on and comes to the end of its checks. */
+static void expect_throttled(enum harness_backing backing)
+{
+	struct jaunt_error error = {0};
+	harness_require(backing);
+	struct microvm *vm = harness_start(backing, "random:ws=1m");
+	cr_expect_eq(microvm_ops.throttle(vm, 100, &error), -EINVAL);
+	for (unsigned percent = 99; percent; percent -= 33) {
+		cr_assert_eq(microvm_ops.throttle(vm, percent, &error), 0, "%s", error.text);
+		harness_check(vm);
+		for (unsigned i = 0; i < 20; i++) {
+			harness_pause(vm);
+			struct microvm_account before = harness_account(vm);
+			struct microvm_account after = harness_account(vm);
+			cr_expect_eq(before.operations, after.operations);
+			microvm_account_free(&before);
+			microvm_account_free(&after);
+			harness_resume(vm);
+		}
+	}
+	cr_assert_eq(microvm_ops.throttle(vm, 0, &error), 0);
+	cr_assert_eq(microvm_ops.throttle(vm, 0, &error), 0);
+	harness_check(vm);
+	cr_assert_eq(microvm_ops.throttle(vm, 50, &error), 0);
+	microvm_destroy(vm);
+}
+
+Test(lifecycle, a_throttled_vm_goes_on_under_kvm, .timeout = 60)
+{
+	expect_throttled(HARNESS_KVM);
+}
+
+Test(lifecycle, a_throttled_vm_goes_on_on_threads, .timeout = 60)
+{
+	expect_throttled(HARNESS_THREAD);
+}
+
 static void count_discarded(void *context, uint64_t guest_address, uint64_t bytes)
 {
 	uint64_t *total = context;
