@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -175,6 +176,25 @@ Test(server, a_follower_that_goes_away_is_forgotten)
 	for (unsigned i = 0; i < 1000 && server_has_followers(server); i++)
 		turn(1);
 	cr_assert_not(server_has_followers(server));
+}
+
+Test(server, a_poll_that_fails_is_told_of_and_loses_nobody)
+{
+	struct client client = join();
+	struct pollfd own = {.fd = claim.listen_fd, .events = POLLIN, .revents = POLLIN};
+	struct rlimit before, few;
+
+	turn(2);
+	say(&client, "{\"command\":\"hello\"}\n");
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few = (struct rlimit){.rlim_cur = 2, .rlim_max = before.rlim_max};
+	/* poll() takes no more descriptors than a process may have. */
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+	cr_assert_eq(server_poll(server, &own, 1, -1), -EINVAL);
+	cr_assert_eq(own.revents, 0, "the caller's own were not looked at");
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+	cr_assert(says(&client, "hello"));
+	client_close(&client);
 }
 
 Test(server, a_client_learns_that_the_owner_is_gone)
