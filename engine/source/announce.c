@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -67,7 +68,9 @@ static void trace_pass(struct source *source)
 
 int source_expose(struct source *source, struct jaunt_error *error)
 {
-	if (!source->takes_read || !channel_can_read(source->link.channel))
+	/* With pre-copy alone nothing is left to be asked for after the switch. */
+	if (!source->takes_read || !channel_can_read(source->link.channel) ||
+	    strcmp(source->base.options.mode, "pre-copy") == 0)
 		return 0;
 	int result = expose_start(&source->expose, &source->shared.memory, source->link.channel,
 				  chunks_ready, source);

@@ -79,11 +79,11 @@ static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jau
 	int result = end_rounds(target, error);
 	if (result == 0)
 		result = take_stale(target, freeze, error);
+	if (result == 0)
+		result = target_forget_exposed(target, freeze, error);
 	if (result < 0 || !freeze->last)
 		return result;
 	migration_phase(&target->base, JAUNT_PHASE_SWITCHOVER);
-	if (target_forget_exposed(target, freeze, error) < 0)
-		return -error->code;
 	pthread_mutex_lock(&target->base.mutex);
 	target->copied = target->shared.memory.pages - pagemap_missing(&target->shared.map);
 	pthread_mutex_unlock(&target->base.mutex);
