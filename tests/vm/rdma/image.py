@@ -23,7 +23,7 @@ CACHE = ROOT / "build" / "vm"
 # crc32_generic is asked for by name at run time, so depmod does not know of it.
 MODULES = ("crc32_generic", "dummy", "rdma_rxe", "rdma_ucm", "virtio_pci", "virtio_net")
 APPLETS = ("awk", "cat", "chmod", "cut", "date", "dmesg", "echo", "free", "grep", "head", "kill", "ls",
-           "mkdir", "modprobe", "mount", "mv", "ping", "poweroff", "printf", "ps", "rm", "sed",
+           "mkdir", "modprobe", "mount", "mv", "ping", "poweroff", "printf", "ps", "renice", "rm", "sed",
            "setsid", "sh", "sleep", "sort", "stty", "tail", "test", "timeout", "top", "touch", "true",
            "uname", "usleep", "vi", "wc")
 PROGRAMS = ("ip", "rdma", "ibv_devices", "ibv_devinfo", "rping", "strace")

@@ -62,8 +62,8 @@ atexit.register(end_machines)
 
 def small(**settings):
     """A guest that an emulated processor moves in seconds. Its work leaves time to others: its
-    thread ranks above them."""
-    return cases.Case(**{"thread_backed": True, "memory_mib": 64, "working_set": 15, "rate": 4000,
+    thread ranks above most of them."""
+    return cases.Case(**{"thread_backed": True, "memory_mib": 64, "working_set": 15, "rate": 1000,
                          **settings})
 
 

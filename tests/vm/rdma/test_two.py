@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two nested machines with a cable between them: two hosts, each with soft RoCE on its network card."""
 
-import cases
+import time
+
+import journeys
 import lab
 
 
-class TwoHosts(lab.Case):
+class TwoHosts(journeys.Journeys, lab.Case):
     def setUp(self):
         super().setUp()
         self.left, self.right = self.machines(lab.two)
 
     def site(self, scheme):
         return super().site(scheme, {"a": self.left, "b": self.right})
+
+    def set_link(self, up):
+        """Both ends: a machine whose own port is up goes on as if nobody listened."""
+        self.left.set_link(up)
+
+    def without_link(self, seconds):
+        self.set_link(False)
+        time.sleep(seconds)
+        self.set_link(True)
 
     # --- The laboratory itself ----------------------------------------------------------------------
 
@@ -24,9 +35,11 @@ class TwoHosts(lab.Case):
 
     # --- Whole migrations ---------------------------------------------------------------------------
 
-    def migrate(self, scheme, **settings):
-        with self.site(scheme) as site:
-            cases.run(site, lab.small(**settings))
-
-    def test_tcp_post_copy_verified(self):
+    def test_tcp_push_verified(self):
         self.migrate("tcp", verify=True)
+
+    def test_rdma_push_verified(self):
+        self.migrate("rdma", verify=True)
+
+    def test_rdma_push_on_4_streams_verified(self):
+        self.migrate("rdma", verify=True, streams=4)
