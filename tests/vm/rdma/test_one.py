@@ -16,10 +16,8 @@ class OneHost(journeys.Journeys, lab.Case):
         return super().site(scheme, {"a": self.host, "b": self.host})
 
     def set_link(self, up):
+        """Of the device itself: soft RoCE then fails what is sent at once, whatever the retries."""
         self.host.run(f"ip link set dummy0 {'up' if up else 'down'}")
-
-    def without_link(self, seconds):
-        self.host.run(f"ip link set dummy0 down; sleep {seconds}; ip link set dummy0 up")
 
     # --- The laboratory itself ----------------------------------------------------------------------
 

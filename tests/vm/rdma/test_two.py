@@ -6,6 +6,9 @@ import time
 import journeys
 import lab
 
+# Against a second without a link.
+PATIENT = ("--peer-timeout", "20s")
+
 
 class TwoHosts(journeys.Journeys, lab.Case):
     def setUp(self):
@@ -18,11 +21,6 @@ class TwoHosts(journeys.Journeys, lab.Case):
     def set_link(self, up):
         """Both ends: a machine whose own port is up goes on as if nobody listened."""
         self.left.set_link(up)
-
-    def without_link(self, seconds):
-        self.set_link(False)
-        time.sleep(seconds)
-        self.set_link(True)
 
     # --- The laboratory itself ----------------------------------------------------------------------
 
@@ -43,3 +41,15 @@ class TwoHosts(journeys.Journeys, lab.Case):
 
     def test_rdma_push_on_4_streams_verified(self):
         self.migrate("rdma", verify=True, streams=4)
+
+    def test_rdma_a_link_that_comes_back_in_time_is_not_noticed(self):
+        case = lab.small(verify=True, **self.LARGE)
+        with self.site("rdma") as site:
+            source, target, command = self.hand_over(site, case, *PATIENT,
+                                                     receive=PATIENT)
+            self.begin_reading(site)
+            self.set_link(False)
+            time.sleep(1)
+            self.set_link(True)
+            report = self.finish(site, case, source, target, command)
+            self.assertEqual(report["reason"], "")
