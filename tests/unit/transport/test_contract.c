@@ -321,13 +321,13 @@ Test(contract, a_full_buffer_of_which_nothing_is_consumed_closes_the_channel)
 
 Test(contract, a_full_queue_says_so_and_has_room_again_after_sent)
 {
-	uint8_t *data = pattern(MIB(4), 8);
+	uint8_t *data = pattern(MIB(1), 8);
 	unsigned queued = 0;
 
 	pair_bind(&pair, KIB(64));
 	channel_pause(pair.right.channel, true);
 	while (channel_room(pair.left.channel)) {
-		cr_assert_eq(channel_send(pair.left.channel, NULL, 0, data, MIB(4), queued), 0);
+		cr_assert_eq(channel_send(pair.left.channel, NULL, 0, data, MIB(1), queued), 0);
 		queued++;
 	}
 	cr_assert_gt(queued, 1);
@@ -338,9 +338,9 @@ Test(contract, a_full_queue_says_so_and_has_room_again_after_sent)
 	wait_until(pair.ring, channel_room(pair.left.channel));
 	cr_assert_eq(channel_send(pair.left.channel, NULL, 0, data, 1, 0), 0);
 	wait_until(pair.ring, pair.left.sent == queued + 1);
-	wait_until(pair.ring, pair.right.count == (size_t)queued * MIB(4) + 1);
+	wait_until(pair.ring, pair.right.count == (size_t)queued * MIB(1) + 1);
 	for (unsigned i = 0; i < queued; i++)
-		expect_pattern(pair.right.bytes + i * MIB(4), MIB(4), 8);
+		expect_pattern(pair.right.bytes + i * MIB(1), MIB(1), 8);
 	pair_close(&pair);
 	free(data);
 }
