@@ -65,8 +65,8 @@ static void add_state(struct text *text, const struct policy_input *input)
 	    input->throttle, input->ram_bytes, input->data_bytes, input->page_bytes, input->vcpus,
 	    input->left_bytes, input->dirty_bytes);
 	add(text,
-	    "\"bandwidth\":%.0f,\"bandwidth_confidence\":%.3f,\"dirty_rate\":%.0f,"
-	    "\"dirty_confidence\":%.3f,\"working_set\":%.0f,\"round_trip_ns\":%.0f,"
+	    "\"bandwidth\":%.9g,\"bandwidth_confidence\":%.9g,\"dirty_rate\":%.9g,"
+	    "\"dirty_confidence\":%.9g,\"working_set\":%.9g,\"round_trip_ns\":%.0f,"
 	    "\"device_ns\":%.0f,\"horizon_ns\":%.0f,\"since_collect_ns\":%" PRIu64 ",\"rounds\":[",
 	    input->bandwidth, input->bandwidth_confidence, input->dirty_rate,
 	    input->dirty_confidence, input->working_set, input->round_trip_ns, input->device_ns,

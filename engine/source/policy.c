@@ -254,6 +254,15 @@ static void say_needs(const struct policy_input *input, char *text, size_t bytes
 	for (unsigned i = 0; i < LOOKAHEAD; i++)
 		predict_round(&at);
 	predict_finish(&at, &end);
+	if (input->limits.total_ns && end.total_ns > (double)input->limits.total_ns &&
+	    (!input->limits.downtime_ns || end.downtime_ns <= (double)input->limits.downtime_ns)) {
+		snprintf(text, bytes,
+			 "needed: a total limit of %.0f ms (it is %.0f), or more bandwidth than "
+			 "%.0f MB/s",
+			 ceil(end.total_ns / MS_NS), (double)input->limits.total_ns / MS_NS,
+			 bandwidth / 1e6);
+		return;
+	}
 	affordable = predict_affordable(input, (double)input->limits.downtime_ns);
 	/* Slow enough that a round over what is affordable dirties no more than that. */
 	double rate = affordable > 0 ? bandwidth : 0;

@@ -160,6 +160,54 @@ Test(policy, throttling_grows_until_the_guest_is_slow_enough)
 	cr_assert_eq(last, 99);
 }
 
+Test(policy, what_is_needed_names_the_limit_that_stands_in_the_way)
+{
+	struct policy_input input = at_start();
+	struct policy_decision decision;
+
+	input.limits.no_postcopy = true;
+	input.limits.max_rounds = 1;
+	input.round_ended = true;
+	input.limits.total_ns = 10 * MS;
+	input.elapsed_ns = 2000 * MS;
+	policy_decide(&input, &decision);
+	cr_assert_eq(decision.action, POLICY_ABORT);
+	cr_assert(strstr(decision.reason, "a total limit of"), "%s", decision.reason);
+	input.limits.total_ns = 0;
+	input.dirty_bytes = 900 * MB;
+	input.dirty_rate = 50e9;
+	input.working_set = 900e6;
+	policy_decide(&input, &decision);
+	cr_assert_eq(decision.action, POLICY_ABORT);
+	cr_assert(strstr(decision.reason, "a downtime limit of"), "%s", decision.reason);
+}
+
+Test(policy, without_tracking_auto_has_the_two_modes_without_rounds_to_choose_from)
+{
+	struct policy_input input = at_start();
+	struct policy_decision decision;
+
+	input.can_track = false;
+	policy_decide(&input, &decision);
+	cr_assert_not(decision.ways[POLICY_WAY_ROUNDS_FINISH].allowed);
+	cr_assert_eq(decision.action, POLICY_SWITCH);
+	input.limits.no_postcopy = true;
+	cr_assert_eq(decide(&input), POLICY_ABORT, "1 GB does not fit into 300 ms");
+	input.limits.downtime_ns = 5000 * MS;
+	cr_assert_eq(decide(&input), POLICY_FINISH);
+}
+
+Test(policy, before_the_first_round_a_moment_of_writes_does_not_rule_rounds_out)
+{
+	struct policy_input input = at_start();
+
+	input.dirty_rate = 2e9;
+	input.working_set = 0;
+	input.horizon_ns = 10e6;
+	input.dirty_confidence = 0.5;
+	cr_assert_eq(decide(&input), POLICY_CONTINUE);
+}
+
 Test(policy, names_of_modes_are_parsed_back)
 {
 	enum policy_mode mode;
