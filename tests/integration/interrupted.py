@@ -2,7 +2,6 @@
 """A test case of migrations that fault injection interrupts, and the guests that they move."""
 
 import os
-import unittest
 
 import cases
 import migrating
@@ -19,24 +18,11 @@ def slow():
     return busy(push="off", rate=3000, check=0)
 
 
-class Interrupted(unittest.TestCase):
+class Interrupted(migrating.Case):
     def setUp(self):
         if os.environ.get("JAUNT_TEST_INJECT") != "1":
             self.skipTest("built without the points of fault injection (-Dinject=true)")
-        self.site = migrating.Site()
-        self.addCleanup(self.site.__exit__, None, None, None)
-
-    def run(self, result=None):
-        """With all that the commands said, where a test fails."""
-        def told(method):
-            def wrapped():
-                try:
-                    method()
-                except AssertionError as failure:
-                    raise AssertionError(f"{failure}\n{self.site.transcript()}") from failure
-            return wrapped
-        setattr(self, self._testMethodName, told(getattr(self, self._testMethodName)))
-        return super().run(result)
+        super().setUp()
 
     def begin(self, case, source=None, target=None, **how):
         return recovery.begin(self.site, case, {"JAUNT_INJECT": source} if source else None,

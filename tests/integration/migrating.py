@@ -242,6 +242,25 @@ class Site:
         return "\n".join(process.transcript() for process in self.processes)
 
 
+class Case(unittest.TestCase):
+    """Has a site of its own; where it fails, all that the commands said is told."""
+
+    def setUp(self):
+        self.site = Site()
+        self.addCleanup(self.site.__exit__, None, None, None)
+
+    def run(self, result=None):
+        def told(method):
+            def wrapped():
+                try:
+                    method()
+                except AssertionError as failure:
+                    raise AssertionError(f"{failure}\n{self.site.transcript()}") from failure
+            return wrapped
+        setattr(self, self._testMethodName, told(getattr(self, self._testMethodName)))
+        return super().run(result)
+
+
 def memory_file(pid):
     """stat() of the memory file of the VM that this process holds."""
     folder = pathlib.Path(f"/proc/{pid}/fd")

@@ -3,7 +3,6 @@
 
 import os
 import random
-import unittest
 
 import cases
 import migrating
@@ -19,23 +18,7 @@ def writing(**settings):
                          "memory_mib": 64, "thread_backed": BACKED, **settings})
 
 
-class Rounds(unittest.TestCase):
-    def setUp(self):
-        self.site = migrating.Site()
-        self.addCleanup(self.site.__exit__, None, None, None)
-
-    def run(self, result=None):
-        """With all that the commands said, where a test fails."""
-        def told(method):
-            def wrapped():
-                try:
-                    method()
-                except AssertionError as failure:
-                    raise AssertionError(f"{failure}\n{self.site.transcript()}") from failure
-            return wrapped
-        setattr(self, self._testMethodName, told(getattr(self, self._testMethodName)))
-        return super().run(result)
-
+class Rounds(migrating.Case):
     def begin(self, case, *options, target_environment=None, proxied=False):
         """A guest that works and is in rounds: (source, target, migrate, proxy)."""
         source = self.site.vm("a", *case.guest_options())
