@@ -101,7 +101,7 @@ class Usage(harness.Case):
 
     def test_help_is_there_for_every_command_and_goes_to_stdout(self):
         commands = [["vm", "run"], ["receive"], ["migrate"], ["status"], ["cancel"], ["resume"],
-                    ["set"], ["doctor"], ["version"], []]
+                    ["set"], ["switch"], ["doctor"], ["version"], []]
         for command in commands:
             answer = self.run_jaunt(*command, "--help")
             self.assertEqual(answer.code, 0, command)
@@ -111,8 +111,8 @@ class Usage(harness.Case):
 
     def test_every_option_is_in_the_man_page_and_the_other_way_round(self):
         pages = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "man")
-        for command in ("vm run", "receive", "migrate", "status", "cancel", "resume", "set", "doctor",
-                        "version"):
+        for command in ("vm run", "receive", "migrate", "status", "cancel", "resume", "set", "switch",
+                        "doctor", "version"):
             words = self.run_jaunt(*command.split(), "--help").output
             offered = set(re.findall(r"^ +(?:-\S, )?--([a-z-]+)", words, re.MULTILINE))
             offered -= {"help", "usage"}
