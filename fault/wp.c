@@ -131,10 +131,11 @@ static int scan_range(struct scan *scan, uint64_t from, uint64_t end, bool fresh
 	return 0;
 }
 
-/* The next block from this one on that is armed, or in which the file has something. */
+/* The next block from this one on that is armed, or in which the file has something; `end`: none.
+ */
 static uint64_t next_block(const struct wp *wp, uint64_t block, uint64_t end)
 {
-	if (is_armed(wp, block))
+	if (block == end || is_armed(wp, block))
 		return block;
 	off_t data = lseek(wp->fd, (off_t)(wp->fd_offset + block * WP_BLOCK_BYTES), SEEK_DATA);
 	if (data < 0)

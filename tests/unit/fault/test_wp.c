@@ -128,6 +128,23 @@ Test(wp, a_look_that_does_not_protect_again_is_told_again)
 	close_world(&world);
 }
 
+/* What is remembered of the blocks ends with them: the sanitizer watches that nothing behind is
+ * read. */
+Test(wp, blocks_that_fill_whole_words_are_looked_at_to_the_last)
+{
+	struct world world;
+	open_world(&world, 64 * BLOCK);
+	uint64_t last = 64 * BLOCK - PAGE;
+	world.view[last] = 1;
+	start(&world);
+	collect(&world, true);
+	cr_expect_eq(world.reports, 0);
+	world.view[last] = 2;
+	collect(&world, true);
+	expect_only(&world, last / PAGE);
+	close_world(&world);
+}
+
 /* As reclaim leaves it: the entry is gone, the page is in the file or in swap. */
 Test(wp, reports_a_written_page_that_is_mapped_no_more)
 {
