@@ -16,6 +16,8 @@ ALL = FIXED + ('auto',)
 WEIGHT = 0.01  # of a second in all, in seconds of stall
 POPULATED = 0.98
 DOWNTIME_LIMIT_MS = 300
+# Pre-copy that does not converge would go on for ever; it then ends with a switch.
+MAX_ROUNDS = 8
 BEFORE_S = 1.2  # of throughput before the command
 
 
@@ -82,7 +84,8 @@ def run(programs, mode, memory, working_set, options=(), **named):
     machine.warm(working_set)
     time.sleep(BEFORE_S)
     begin = time.monotonic_ns()
-    migration.begin('--mode', mode, '--explain', '--trace', trace, *options)
+    migration.begin('--mode', mode, '--explain', '--trace', trace, '--max-rounds', str(MAX_ROUNDS),
+                    *options)
     migration.finish()
     return Run(mode, migration, Series.read(mode, throughput, _marks(trace, begin)))
 
