@@ -161,6 +161,8 @@ int link_why(const struct link *link, struct jaunt_error *error)
 	}
 	if (!link->close_error)
 		return error_set(error, ECONNRESET, "link-lost", "the peer closed the connection");
+	const char *device = link->channel ? channel_failure(link->channel) : "";
 	return error_set(error, -link->close_error, "link-lost",
-			 "the link to the peer was lost: %s", strerror(-link->close_error));
+			 "the link to the peer was lost: %s%s%s", strerror(-link->close_error),
+			 device[0] ? "; " : "", device);
 }

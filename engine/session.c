@@ -51,6 +51,16 @@ void session_lose(struct session *session, const char *reason, const char *forma
 	pthread_mutex_unlock(&session->mutex);
 }
 
+void session_lose_channel(struct session *session, const struct channel *channel, int error,
+			  const char *what)
+{
+	const char *device = error ? channel_failure(channel) : "";
+
+	session_lose(session, "link-lost", "%s was lost: %s%s%s", what,
+		     error ? strerror(-error) : "closed by the peer", device[0] ? "; " : "",
+		     device);
+}
+
 int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
 		  unsigned index)
 {

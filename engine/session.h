@@ -38,6 +38,11 @@ int session_create(struct session *session);
 void session_lose(struct session *session, const char *reason, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/* The same of a channel that was closed for `error`; `what` it was, like "a stream". In its
+ * `closed`. */
+void session_lose_channel(struct session *session, const struct channel *channel, int error,
+			  const char *what);
+
 /* Makes the owner look around. Any thread. */
 void session_wake(struct session *session);
 /* Who to wake; NULL: nobody any more. */

@@ -149,8 +149,8 @@ static void digester_closed(void *user, int error)
 	struct digester_channel *at = user;
 
 	at->dead = true;
-	session_lose(&at->digester->shared->session, "link-lost", "a digest channel was lost: %s",
-		     error ? strerror(-error) : "closed by the peer");
+	session_lose_channel(&at->digester->shared->session, at->channel, error,
+			     "a digest channel");
 }
 
 static const struct channel_events digester_events = {

@@ -116,8 +116,7 @@ static void pusher_closed(void *user, int error)
 
 	pusher->dead = true;
 	pusher->busy = 0;
-	session_lose(&pusher->shared->session, "link-lost", "a stream was lost: %s",
-		     error ? strerror(-error) : "closed by the peer");
+	session_lose_channel(&pusher->shared->session, pusher->channel, error, "a stream");
 }
 
 static const struct channel_events pusher_events = {

@@ -89,8 +89,7 @@ static void serve_closed(void *user, int error)
 
 	serve->dead = true;
 	serve->busy = 0;
-	session_lose(&serve->shared->session, "link-lost", "an urgent channel was lost: %s",
-		     error ? strerror(-error) : "closed by the peer");
+	session_lose_channel(&serve->shared->session, serve->channel, error, "an urgent channel");
 }
 
 static const struct channel_events serve_events = {

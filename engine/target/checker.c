@@ -59,8 +59,8 @@ static void checker_closed(void *user, int error)
 	struct checker *checker = user;
 
 	checker->dead = true;
-	session_lose(&checker->shared->session, "link-lost", "the digest channel was lost: %s",
-		     error ? strerror(-error) : "closed by the peer");
+	session_lose_channel(&checker->shared->session, checker->channel, error,
+			     "the digest channel");
 }
 
 static const struct channel_events checker_events = {.received = checker_received,

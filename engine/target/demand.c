@@ -286,8 +286,7 @@ static void demand_closed(void *user, int error)
 	struct demand *demand = user;
 
 	demand->dead = true;
-	session_lose(&demand->shared->session, "link-lost", "an urgent channel was lost: %s",
-		     error ? strerror(-error) : "closed by the peer");
+	session_lose_channel(&demand->shared->session, demand->channel, error, "an urgent channel");
 }
 
 static void demand_read_done(void *user, uint64_t cookie, int error)

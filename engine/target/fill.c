@@ -423,8 +423,7 @@ static void fill_closed(void *user, int error)
 	struct fill *fill = user;
 
 	fill->dead = true;
-	session_lose(&fill->shared->session, "link-lost", "a stream was lost: %s",
-		     error ? strerror(-error) : "closed by the peer");
+	session_lose_channel(&fill->shared->session, fill->channel, error, "a stream");
 }
 
 static const struct channel_events fill_events = {.received = fill_received,

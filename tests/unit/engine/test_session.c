@@ -2,10 +2,12 @@
 #include "engine/session.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tests/unit/engine/world.h"
+#include "transport/provider.h"
 #include "transport/ring.h"
 
 TestSuite(session, .timeout = 60);
@@ -40,6 +42,28 @@ Test(session, the_first_loss_counts_and_each_wakes_the_owner)
 	session_lose(&session, "third", "still");
 	cr_assert_str_eq(session.why.reason, "first");
 	ring_destroy(ring);
+}
+
+static const char *broken_cable(const struct channel *channel)
+{
+	(void)channel;
+	return "port 1: the cable is broken";
+}
+
+Test(session, of_a_channel_that_died_what_its_device_said_is_told)
+{
+	const struct channel_ops ops = {.failure = broken_cable};
+	const struct channel channel = {.ops = &ops};
+	struct session closed = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+	session_lose_channel(&session, &channel, -ETIMEDOUT, "a stream");
+	cr_assert_str_eq(session.why.reason, "link-lost");
+	cr_assert(strstr(session.why.text, "a stream"));
+	cr_assert(strstr(session.why.text, strerror(ETIMEDOUT)));
+	cr_assert(strstr(session.why.text, "the cable is broken"));
+	session_lose_channel(&closed, &channel, 0, "a stream");
+	cr_assert(strstr(closed.why.text, "closed by the peer"));
+	cr_assert_null(strstr(closed.why.text, "cable"), "nothing failed");
 }
 
 static void send_preamble(enum attach_role role, uint8_t bytes[PREAMBLE_BYTES])
