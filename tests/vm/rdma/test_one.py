@@ -16,7 +16,11 @@ class OneHost(journeys.Journeys, lab.Case):
         return super().site(scheme, {"a": self.host, "b": self.host})
 
     def set_link(self, up):
-        """Of the device itself: soft RoCE then fails what is sent at once, whatever the retries."""
+        """Of the device itself: soft RoCE then fails what is sent at once, whatever the retries. It is
+        made anew behind the test: connections are not answered reliably over one that was down."""
+        if not up:
+            self.addCleanup(self.host.run, "rdma link delete rxe0; "
+                            "rdma link add rxe0 type rxe netdev dummy0")
         self.host.run(f"ip link set dummy0 {'up' if up else 'down'}")
 
     # --- The laboratory itself ----------------------------------------------------------------------
