@@ -235,8 +235,12 @@ static int run_rounds(struct source *source, struct jaunt_error *error)
 		int cut = run_round(source, error);
 		if (cut < 0)
 			return cut;
-		if (!source->shared.session.verify && atomic_load(&precopy->rounds.begun) == 1)
-			source->holes_told = !cut;
+		if (atomic_load(&precopy->rounds.begun) == 1) {
+			/* With digests they are told again, in the epoch. */
+			source->holes_told = !cut && !source->shared.session.verify;
+			holes_stop(&source->holes);
+			holes_reset(&source->holes);
+		}
 		int result = source_collect(source, error);
 		if (result < 0)
 			return result;

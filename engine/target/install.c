@@ -463,3 +463,8 @@ int install_unplace(struct install *install, size_t region, uint64_t word, uint6
 {
 	return empty_file(install, region, word, mask);
 }
+
+bool install_in_file(const struct install *install, size_t region, uint64_t page)
+{
+	return is_in_file(install, region, page);
+}

@@ -80,6 +80,9 @@ int install_place(struct install *install, size_t region, uint64_t first, uint64
 /* The same for zeros, of pages of one word. */
 int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask);
 
+/* Whether the file may hold a copy of this page, or of one of the same INSTALL_CHUNK_BYTES. */
+bool install_in_file(const struct install *install, size_t region, uint64_t page);
+
 /* Before bytes are placed through the engine's view in that range. */
 void install_mark_in_file(struct install *install, size_t region, uint64_t first, uint64_t count);
 

@@ -304,6 +304,7 @@ void target_stop_threads(struct target *target)
 {
 	load_end(&target->load);
 	atomic_store(&target->shared.install.stop, true);
+	sweep_close(&target->sweep);
 	for (unsigned i = 0; i < TARGET_STREAMS_MAX; i++)
 		if (target->fills[i])
 			fill_stop(target->fills[i]);

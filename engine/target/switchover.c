@@ -13,7 +13,10 @@
 #include "base/error.h"
 #include "engine/inject.h"
 #include "engine/target/target.h"
+#include "engine/trace.h"
 #include "transport/ring.h"
+
+#define SWEEP_CALLS 64u /* of 3 to 5 us each, before the VM runs */
 
 static int take_state(struct target *target, const Jaunt__State *state, struct jaunt_error *error)
 {
@@ -162,6 +165,11 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	if (inject_fires(INJECT_LINK_CUT_LOADED))
 		channel_shutdown(target->link.channel);
 	link_send(&target->link, &message);
+	ring_submit(target->ring);
+	/* While COMMIT is on its way. */
+	if (target->copied && !target->complete_first &&
+	    sweep_open(&target->sweep, &target->shared) == 0)
+		sweep_release(&target->sweep, SWEEP_CALLS);
 	return 0;
 }
 
@@ -249,6 +257,8 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 	ring_submit(target->ring);
 	if (!target->complete_first)
 		target_grant(target);
+	if (sweep_start(&target->sweep) < 0)
+		trace_event(base->lane, "sweep", "the thread did not start");
 	migration_phase(base, JAUNT_PHASE_POSTCOPY);
 	return 0;
 }

@@ -10,6 +10,7 @@
 #include "engine/target/gate.h"
 #include "engine/target/load.h"
 #include "engine/target/shared.h"
+#include "engine/target/sweep.h"
 
 #define TARGET_STREAMS_MAX 64u
 
@@ -46,7 +47,8 @@ struct target {
 	bool prepared; /* under the mutex: all of this may be looked at by any thread */
 
 	struct load load;
-	uint8_t *state; /* device state, as it arrives */
+	struct sweep sweep; /* after rounds */
+	uint8_t *state;     /* device state, as it arrives */
 	size_t state_bytes;
 	uint64_t last_instruction_ns;
 	uint64_t copied; /* pages present when the epoch began; under the mutex */
