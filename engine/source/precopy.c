@@ -199,6 +199,7 @@ static int run_round(struct source *source, struct jaunt_error *error)
 		look_ns = clock_ns() + LOOK_NS;
 		estimate_sent(&precopy->estimate, clock_ns(), sent_bytes(source));
 		decide(source, false);
+		set_throttle(source, precopy->decision.throttle);
 		if (precopy->decision.action != POLICY_CONTINUE) {
 			cut = true;
 			cut_round(source);
