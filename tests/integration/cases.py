@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import random
 import signal
+import time
 
 import migrating
 
@@ -172,11 +173,31 @@ def finish(site, case, target, name="b"):
     return report
 
 
-def run(site, case, environment=None):
-    """One migration from start to end. Raises migrating.Failure; returns the target's report."""
+def cancel(site, case, seconds):
+    """A migration that is cancelled after so long. False: that was too late, and it has moved."""
+    target = site.receive("b0", *case.receive_options(), host=case.address)
+    command = site.migrate("a", target.peer, *case.migrate_options())
+    time.sleep(seconds)
+    site.run("cancel", "a")
+    if command.wait(60) == migrating.DONE:
+        finish(site, case, target, "b0")
+        return False
+    require(command.json()["result"] == "cancelled" and command.json()["vm_is_at"] == "source",
+            f"cancelled, and it says {command.json()['result']}: {command.json()['error']}")
+    target.wait(30)
+    return True
+
+
+def run(site, case, environment=None, cancel_after=None):
+    """One migration from start to end, after one that is cancelled if so wanted. Raises
+    migrating.Failure; returns the target's report."""
     source = site.vm("a", *case.guest_options(), environment=environment)
-    target = site.receive("b", *case.receive_options(), host=case.address)
     site.until_working("a")
+    if cancel_after is not None and not case.pushed_later():
+        if not cancel(site, case, cancel_after):
+            source = site.vm("a", *case.guest_options(), environment=environment)
+            site.until_working("a")
+    target = site.receive("b", *case.receive_options(), host=case.address)
     command = site.migrate("a", target.peer, *case.migrate_options())
     if case.pushed_later():
         site.until("b", lambda status: not command.running() or
