@@ -13,6 +13,7 @@ from .throughput import Series
 
 FIXED = ('stop-and-copy', 'pre-copy', 'post-copy', 'hybrid')
 ALL = FIXED + ('auto',)
+WITH_ROUNDS = ('pre-copy', 'hybrid', 'auto')
 WEIGHT = 0.01  # of a second in all, in seconds of stall
 POPULATED = 0.98
 DOWNTIME_LIMIT_MS = 300
@@ -84,8 +85,9 @@ def run(programs, mode, memory, working_set, options=(), **named):
     machine.warm(working_set)
     time.sleep(BEFORE_S)
     begin = time.monotonic_ns()
-    migration.begin('--mode', mode, '--explain', '--trace', trace, '--max-rounds', str(MAX_ROUNDS),
-                    *options)
+    if mode in WITH_ROUNDS:
+      options = (*options, '--max-rounds', str(MAX_ROUNDS))
+    migration.begin('--mode', mode, '--explain', '--trace', trace, *options)
     migration.finish()
     return Run(mode, migration, Series.read(mode, throughput, _marks(trace, begin)))
 
