@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The client of QMP against peers that play a script, word for word. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "vmm/qemu/qmp.h"
+
+#define GREETING                                                                                   \
+	"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": 22}, "         \
+	"\"package\": \"\"}, \"capabilities\": [\"oob\"]}}\r\n"
+#define AGREED  "{\"return\": {}, \"id\": 1}\r\n"
+#define PATIENT 20000
+#define HASTY   50
+
+/* The peer says the first line at once and each of the following after it has read a command; a
+ * NULL ends it. `then` says what it does after that. */
+static const char *const *script;
+static enum { HANG, HANG_UP, RAVE } then;
+static char folder[64], path[96];
+static int listener = -1;
+static pthread_t peer;
+static bool has_peer;
+
+static bool read_command(int fd)
+{
+	char byte = 0;
+	while (byte != '\n')
+		if (recv(fd, &byte, 1, 0) != 1)
+			return false;
+	return true;
+}
+
+static void *play(void *unused)
+{
+	static char noise[65536];
+	int fd = accept(listener, NULL, NULL);
+	bool heard = true;
+
+	for (size_t i = 0; script[i] && heard; i++) {
+		heard = i == 0 || read_command(fd);
+		send(fd, script[i], strlen(script[i]), MSG_NOSIGNAL);
+	}
+	memset(noise, 'x', sizeof(noise));
+	while (then == RAVE && send(fd, noise, sizeof(noise), MSG_NOSIGNAL) > 0)
+		;
+	while (then == HANG && heard && read_command(fd))
+		;
+	close(fd);
+	return NULL;
+}
+
+static void begin(const char *const *lines, int end)
+{
+	script = lines;
+	then = end;
+	cr_assert_eq(pthread_create(&peer, NULL, play, NULL), 0);
+	has_peer = true;
+}
+
+static void set_up(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+	snprintf(folder, sizeof(folder), "/tmp/jaunt-test-XXXXXX");
+	cr_assert(mkdtemp(folder));
+	snprintf(path, sizeof(path), "%s/qmp", folder);
+	strcpy(address.sun_path, path);
+	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	cr_assert_eq(listen(listener, 1), 0);
+}
+
+static void tear_down(void)
+{
+	if (has_peer)
+		pthread_join(peer, NULL);
+	close(listener);
+	unlink(path);
+	rmdir(folder);
+}
+
+TestSuite(qmp, .init = set_up, .fini = tear_down, .timeout = 60);
+
+static struct qmp *open_it(void)
+{
+	struct jaunt_error error = {0};
+	struct qmp *qmp = NULL;
+	cr_assert_eq(qmp_open(&qmp, path, PATIENT, &error), 0, "%s", error.text);
+	return qmp;
+}
+
+static struct jaunt_error open_fails(unsigned timeout_ms, int code)
+{
+	struct jaunt_error error = {0};
+	struct qmp *qmp = NULL;
+	cr_assert_eq(qmp_open(&qmp, path, timeout_ms, &error), -code, "%s", error.text);
+	cr_assert_eq(error.code, code);
+	return error;
+}
+
+Test(qmp, negotiates_and_knows_whom_it_speaks_to)
+{
+	begin((const char *const[]){GREETING, AGREED, NULL}, HANG);
+	struct qmp *qmp = open_it();
+	cr_assert_eq(qmp_version(qmp), 70222);
+	cr_assert_eq(qmp_process(qmp), getpid());
+	qmp_close(qmp);
+}
+
+Test(qmp, returns_what_a_command_returned)
+{
+	begin((const char *const[]){GREETING, AGREED,
+				    "{\"return\": {\"status\": \"running\"}, \"id\": 2}\r\n", NULL},
+	      HANG);
+	struct qmp *qmp = open_it();
+	json_t *result = NULL;
+	cr_assert_eq(qmp_execute(qmp, "query-status", NULL, PATIENT, &result, NULL), 0);
+	cr_assert_str_eq(json_string_value(json_object_get(result, "status")), "running");
+	json_decref(result);
+	qmp_close(qmp);
+}
+
+Test(qmp, tells_a_refusal_in_the_words_of_qemu_and_goes_on)
+{
+	begin(
+		(const char *const[]){
+			GREETING, AGREED,
+			"{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n",
+			"{\"id\": 3, \"error\": {\"class\": \"CommandNotFound\", \"desc\": "
+			"\"?\"}}\n",
+			"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse "
+			"error\"}}\n",
+			"{\"return\": 1, \"id\": 5}\n", NULL},
+		HANG);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	cr_assert_eq(qmp_execute(qmp, "cont", NULL, PATIENT, NULL, &error), -EINVAL);
+	cr_assert_str_eq(error.reason, "qemu-refused");
+	cr_assert_str_eq(error.text, "QEMU: cont: no");
+	cr_assert_eq(qmp_execute(qmp, "x", NULL, PATIENT, NULL, &error), -ENOSYS);
+	cr_assert_eq(qmp_execute(qmp, "y", NULL, PATIENT, NULL, &error), -EINVAL);
+	cr_assert_eq(qmp_execute(qmp, "z", json_object(), PATIENT, NULL, &error), 0);
+	qmp_close(qmp);
+}
+
+Test(qmp, keeps_events_that_come_before_somebody_waits_and_waits_for_others)
+{
+	begin(
+		(const char *const[]){
+			GREETING, AGREED,
+			"{\"event\": \"A\", \"data\": {\"n\": 1}}\n{\"event\": \"B\"}\n"
+			"{\"event\": \"A\", \"data\": {\"n\": 2}}\n{\"return\": {}, \"id\": 2}\n"
+			"{\"event\": \"C\"}\n{\"event\": \"D\"}\n{\"event\": \"D\"}\n",
+			NULL},
+		HANG);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	json_t *event = NULL;
+	cr_assert_eq(qmp_execute(qmp, "x", NULL, PATIENT, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait(qmp, "C", PATIENT, NULL, NULL), 0);
+	for (int n = 1; n <= 2; n++) {
+		cr_assert_eq(qmp_wait(qmp, "A", PATIENT, &event, NULL), 0);
+		json_t *data = json_object_get(event, "data");
+		cr_assert_eq(json_integer_value(json_object_get(data, "n")), n);
+		json_decref(event);
+	}
+	qmp_forget(qmp, "B");
+	cr_assert_eq(qmp_wait(qmp, "B", HASTY, NULL, &error), -ETIMEDOUT);
+	cr_assert_str_eq(error.reason, "qemu-silent");
+	cr_assert_eq(qmp_wait(qmp, "D", PATIENT, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait(qmp, "D", PATIENT, NULL, NULL), 0);
+	qmp_close(qmp);
+}
+
+Test(qmp, drops_the_answer_to_a_command_that_was_given_up)
+{
+	/* Nothing for the second command; the third is answered with both. */
+	begin((const char *const[]){GREETING, AGREED, "",
+				    "{\"return\": \"late\", \"id\": 2}\n"
+				    "{\"return\": \"right\", \"id\": 3}\n",
+				    NULL},
+	      HANG);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	json_t *result = NULL;
+	cr_assert_eq(qmp_execute(qmp, "slow", NULL, HASTY, &result, &error), -ETIMEDOUT);
+	cr_assert_str_eq(error.reason, "qemu-silent");
+	cr_assert_eq(qmp_execute(qmp, "next", NULL, PATIENT, &result, &error), 0);
+	cr_assert_str_eq(json_string_value(result), "right");
+	json_decref(result);
+	qmp_close(qmp);
+}
+
+Test(qmp, puts_together_what_comes_in_pieces_and_takes_long_answers)
+{
+	static char answer[1 << 20];
+	size_t at = (size_t)sprintf(answer, "{\"id\": 2, \"return\": \"");
+	memset(answer + at, 'y', sizeof(answer) - at);
+	strcpy(answer + sizeof(answer) - 5, "\"}\n");
+	begin((const char *const[]){GREETING, AGREED, answer, NULL}, HANG);
+	struct qmp *qmp = open_it();
+	json_t *result = NULL;
+	cr_assert_eq(qmp_execute(qmp, "schema", NULL, PATIENT, &result, NULL), 0);
+	cr_assert_eq(json_string_length(result), sizeof(answer) - 5 - at);
+	json_decref(result);
+	qmp_close(qmp);
+}
+
+Test(qmp, forgets_the_oldest_of_too_many_events)
+{
+	static char flood[QMP_EVENTS_MAX * 40 + 200];
+	size_t at = (size_t)sprintf(flood, "{\"event\": \"FIRST\"}\n");
+	for (int i = 0; i < QMP_EVENTS_MAX; i++)
+		at += (size_t)sprintf(flood + at, "{\"event\": \"MORE\"}\n");
+	strcpy(flood + at, "{\"return\": {}, \"id\": 2}\n");
+	begin((const char *const[]){GREETING, AGREED, flood, NULL}, HANG);
+	struct qmp *qmp = open_it();
+	cr_assert_eq(qmp_execute(qmp, "x", NULL, PATIENT, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait(qmp, "FIRST", HASTY, NULL, NULL), -ETIMEDOUT);
+	for (int i = 0; i < QMP_EVENTS_MAX; i++)
+		cr_assert_eq(qmp_wait(qmp, "MORE", HASTY, NULL, NULL), 0);
+	qmp_close(qmp);
+}
+
+Test(qmp, says_so_when_qemu_dies_under_a_command_and_ever_after)
+{
+	begin((const char *const[]){GREETING, AGREED, "{\"event\": \"LAST\"}\n{\"retu", NULL},
+	      HANG_UP);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	cr_assert_eq(qmp_execute(qmp, "stop", NULL, PATIENT, NULL, &error), -ECONNRESET);
+	cr_assert_str_eq(error.reason, "qemu-gone");
+	cr_assert_eq(qmp_execute(qmp, "stop", NULL, PATIENT, NULL, &error), -ECONNRESET);
+	cr_assert_eq(qmp_wait(qmp, "LAST", PATIENT, NULL, &error), 0);
+	cr_assert_eq(qmp_wait(qmp, "LAST", PATIENT, NULL, &error), -ECONNRESET);
+	qmp_close(qmp);
+}
+
+Test(qmp, ends_a_message_without_an_end)
+{
+	begin((const char *const[]){GREETING, AGREED, NULL}, RAVE);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	cr_assert_eq(qmp_execute(qmp, "stop", NULL, PATIENT, NULL, &error), -EPROTO);
+	cr_assert_str_eq(error.reason, "qmp-protocol");
+	qmp_close(qmp);
+}
+
+Test(qmp, refuses_what_is_not_qmp)
+{
+	static const char *const wrong[] = {"SSH-2.0-x\r\n",
+					    "[1]\n",
+					    "{}\n",
+					    "{\"QMP\": 1}\n",
+					    "{\"QMP\": {\"version\": {\"qemu\": {\"major\": -1, "
+					    "\"minor\": 2, \"micro\": 3}}}}\n",
+					    "\n",
+					    "{\"QMP\": \"\xff\"}\n"};
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		const char *const lines[] = {wrong[i], NULL};
+		begin(lines, HANG_UP);
+		struct jaunt_error error = open_fails(PATIENT, EPROTO);
+		cr_assert_str_eq(error.reason, "qmp-protocol");
+		pthread_join(peer, NULL);
+		has_peer = false;
+	}
+}
+
+Test(qmp, refuses_answers_that_are_none)
+{
+	begin((const char *const[]){GREETING, AGREED, "{\"id\": 2}\n", NULL}, HANG);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	cr_assert_eq(qmp_execute(qmp, "x", NULL, PATIENT, NULL, &error), -EPROTO);
+	qmp_close(qmp);
+}
+
+Test(qmp, does_not_wait_for_ever_behind_another_client)
+{
+	/* Connected by the kernel, accepted by nobody. */
+	struct jaunt_error error = open_fails(HASTY, ETIMEDOUT);
+	cr_assert_str_eq(error.reason, "qemu-silent");
+	cr_assert(strstr(error.text, "one client at a time"));
+}
+
+Test(qmp, says_when_nobody_is_there)
+{
+	unlink(path);
+	struct jaunt_error error = open_fails(PATIENT, ENOENT);
+	cr_assert_str_eq(error.reason, "qemu-unreachable");
+	cr_assert(strstr(error.text, path));
+}
+
+Test(qmp, gives_up_a_command_that_a_peer_does_not_read)
+{
+	begin((const char *const[]){GREETING, AGREED, NULL}, HANG_UP);
+	struct qmp *qmp = open_it();
+	struct jaunt_error error = {0};
+	static char large[1 << 20];
+	memset(large, 'z', sizeof(large) - 1);
+	cr_assert_lt(qmp_execute(qmp, "x", json_pack("{s:s}", "a", large), PATIENT, NULL, &error),
+		     0);
+	cr_assert_str_eq(error.reason, "qemu-gone");
+	qmp_close(qmp);
+}

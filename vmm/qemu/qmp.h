@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A client of QMP, QEMU's monitor protocol: commands with timeouts, and events kept until somebody
+ * waits for them. One thread at a time. Whatever QEMU does, or whoever answers in its place, each
+ * call ends by its timeout, and memory is bounded.
+ *
+ * Errors come as -errno with `error` filled. Reasons: "qemu-unreachable" (nobody listens, or they
+ * hang up at once), "qemu-silent" (no answer in time), "qemu-gone" (it closed the connection:
+ * ended, or died), "qmp-protocol" (what came is not QMP), "qemu-refused" (it said no; the text is
+ * QEMU's). After any but "qemu-refused" and "qemu-silent" the connection is of no more use.
+ */
+#ifndef VMM_QEMU_QMP_H
+#define VMM_QEMU_QMP_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "jaunt.h"
+
+#define QMP_LINE_MAX   (8u << 20) /* bytes of the longest message; the schema takes 200 KiB */
+#define QMP_EVENTS_MAX 256        /* kept; of more the oldest are forgotten */
+
+struct qmp;
+
+/* Connects to a unix socket and negotiates. All of it within timeout_ms. */
+int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jaunt_error *error);
+void qmp_close(struct qmp *qmp);
+
+/* Who listens at the socket, as the kernel says. */
+pid_t qmp_process(const struct qmp *qmp);
+/* QEMU's version as 10000 * major + 100 * minor + micro. */
+unsigned qmp_version(const struct qmp *qmp);
+
+/* Takes the reference to `arguments` (NULL: none). What QEMU returned goes to *result, a new
+ * reference, if `result` is not NULL. */
+int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigned timeout_ms,
+		json_t **result, struct jaunt_error *error);
+
+/* The oldest event of that name that was not taken yet, waiting for one if there is none. A new
+ * reference to the whole of it, with "data" and "timestamp", goes to *event unless that is NULL. */
+int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,
+	     struct jaunt_error *error);
+/* Forgets the events of that name that came so far: of interest is what follows. */
+void qmp_forget(struct qmp *qmp, const char *name);
+
+#endif
