@@ -21,6 +21,7 @@ struct command {
 int command_cancel(int argc, char **argv);
 int command_doctor(int argc, char **argv);
 int command_migrate(int argc, char **argv);
+int command_qemu(int argc, char **argv);
 int command_receive(int argc, char **argv);
 int command_resume(int argc, char **argv);
 int command_set(int argc, char **argv);
@@ -33,6 +34,7 @@ int command_vm(int argc, char **argv);
 enum {
 	COMMAND_KEY_FIRST = 0x100,
 	COMMAND_KEY_ABANDON,
+	COMMAND_KEY_AGENT,
 	COMMAND_KEY_AS,
 	COMMAND_KEY_BANDWIDTH,
 	COMMAND_KEY_DOWNTIME_LIMIT,

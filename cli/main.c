@@ -15,6 +15,8 @@ static const struct command commands[] = {
 	{"resume", command_resume, "run a VM whose other host has been fenced"},
 	{"set", command_set, "change a migration under way: push, bandwidth, downtime-limit"},
 	{"switch", command_switch, "end the copying of memory: let the VM run at the target now"},
+	{"qemu", command_qemu,
+	 "start QEMU with the agent in it: jaunt qemu -- qemu-system-x86_64 …"},
 	{"doctor", command_doctor, "can this host, this VM, this pair do it, and if not, why"},
 	{"version", command_version, "version and build"},
 };
