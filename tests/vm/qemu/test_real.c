@@ -22,6 +22,7 @@
 #include "vmm/qemu/attach.h"
 #include "vmm/qemu/qmp.h"
 #include "vmm/qemu/record.h"
+#include "vmm/qemu/regions.h"
 
 #define PATIENT 30000 /* ms */
 #define RAM     (64u << 20)
@@ -294,6 +295,55 @@ Test(real_qemu, started_without_jaunt_is_named_with_what_to_do)
 	meet();
 	cr_assert_eq(attach_path(qemu, path, sizeof(path), &error), -ENOENT);
 	cr_assert_str_eq(error.reason, "no-agent");
+}
+
+Test(real_qemu, says_where_its_memory_is)
+{
+	struct jaunt_error error = {0};
+	struct regions regions;
+	char byte = 0x5a;
+
+	start(0, NULL);
+	cr_assert_eq(regions_find(&regions, qmp, PATIENT, &error), 0, "%s", error.text);
+	cr_assert_eq(regions.count, 1);
+	cr_assert_str_eq(regions.all[0].id, "ram");
+	cr_assert_eq(regions.all[0].bytes, RAM);
+	cr_assert_eq(regions.all[0].page_bytes, 4096);
+	cr_assert_eq(regions.all[0].address, address_of(memory, RAM));
+	/* What is written through the file is what QEMU reads. */
+	for (int i = 0; i < 8; i++)
+		cr_assert_eq(pwrite(regions.all[0].fd, &byte, 1, PLACE + i), 1);
+	look(NULL);
+	cr_assert(strstr(seen, "0x5a 0x5a 0x5a 0x5a 0x5a 0x5a 0x5a 0x5a"), "%s", seen);
+	regions_close(&regions);
+}
+
+Test(real_qemu, has_all_its_memory_found_or_is_refused_with_the_options_that_it_lacks)
+{
+	struct jaunt_error error = {0};
+	struct regions regions;
+	json_t *private_one = json_pack("{s:s, s:s, s:i}", "qom-type", "memory-backend-ram", "id",
+					"other", "size", 1 << 20);
+	json_t *shared_one =
+		json_pack("{s:s, s:s, s:i, s:s, s:b}", "qom-type", "memory-backend-file", "id",
+			  "more", "size", 1 << 20, "mem-path", more, "share", 1);
+
+	start(0, NULL);
+	cr_assert_eq(qmp_execute(qmp, "object-add", shared_one, PATIENT, NULL, &error), 0, "%s",
+		     error.text);
+	cr_assert_eq(regions_find(&regions, qmp, PATIENT, &error), 0, "%s", error.text);
+	cr_assert_eq(regions.count, 2);
+	cr_assert_str_eq(regions.all[0].id, "more");
+	cr_assert_eq(regions.all[0].bytes, 1u << 20);
+	regions_close(&regions);
+	cr_assert_eq(qmp_execute(qmp, "object-add", private_one, PATIENT, NULL, &error), 0, "%s",
+		     error.text);
+	cr_assert_eq(regions_find(&regions, qmp, PATIENT, &error), -EOPNOTSUPP);
+	cr_assert_str_eq(error.reason, "ram-not-shared");
+	cr_assert(strstr(error.text, "\"other\""), "%s", error.text);
+	cr_assert(strstr(error.text, "size=1048576,mem-path=/dev/shm/NAME,share=on"), "%s",
+		  error.text);
+	cr_assert(strstr(error.text, "-machine pc-i440fx"), "%s", error.text);
 }
 
 Test(real_qemu, obeys_its_monitor_and_tells_what_happens)
