@@ -330,6 +330,7 @@ static void demand_end(void *user)
 		channel_free(demand->channel);
 	demand->channel = demand->check_channel = NULL;
 	readpage_close(&demand->readpage);
+	counter_set(&demand->memory_bytes, 0);
 }
 
 static int demand_begin(void *user, struct ring *ring)
@@ -357,6 +358,7 @@ static int demand_begin(void *user, struct ring *ring)
 	    readpage_open(&demand->readpage, demand->channel,
 			  guestmem_largest_page(&shared->memory)) < 0)
 		trace_event(demand->lane, "reads", "no landing: pages are fetched by message");
+	counter_set(&demand->memory_bytes, demand->readpage.landing.size);
 	if (result == 0)
 		result = ring_watch_add(ring, &demand->watch);
 	demand->readable = true; /* faults may have come before the watch */

@@ -36,6 +36,7 @@ struct demand {
 	bool readable;   /* the userfaultfd has, or may have, more events */
 	bool dead;       /* the channel is gone: faults on absent pages are entered and wait */
 	struct page_counters counters;
+	counter memory_bytes;     /* of this thread beyond the struct and its channel */
 	struct histogram latency; /* event read → made visible */
 };
 

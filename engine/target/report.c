@@ -52,7 +52,7 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 		add_counters(status, &demand->counters);
 		if (latency)
 			histogram_merge(latency, &demand->latency);
-		memory += checker_bytes + sizeof(*demand) + demand->readpage.landing.size +
+		memory += checker_bytes + sizeof(*demand) + counter_get(&demand->memory_bytes) +
 			  target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
 	}
 	for (unsigned i = 0; i < target->streams; i++) {
