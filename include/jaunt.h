@@ -116,8 +116,12 @@ struct jaunt_vm_ops {
 
 	/* Optional. Whom to tell what no tracking sees: discards, with
 	 * jaunt_migration_discarded(), and the VMM's own writes to guest memory, with
-	 * jaunt_migration_wrote(). Called with NULL before the migration is closed: when that
-	 * returns nobody is being told any more. */
+	 * jaunt_migration_wrote(). A discard is reported before pause() returns, and while the VM
+	 * is paused there is none: one that is reported after the switch ends the session. A driver
+	 * without it has its memory registered with an RDMA device only after the switch. Called
+	 * with NULL before the migration is closed: when that returns nobody is being told any
+	 * more.
+	 */
 	void (*report_to)(void *vm, struct jaunt_migration *migration);
 
 	/* Optional: holds every vCPU for that share of the time, 0 to 99 %; 0: no more. */

@@ -72,10 +72,19 @@ int source_expose(struct source *source, struct jaunt_error *error)
 	if (!source->takes_read || !channel_can_read(source->link.channel) ||
 	    strcmp(source->base.options.mode, "pre-copy") == 0)
 		return 0;
-	int result = expose_start(&source->expose, &source->shared.memory, source->link.channel,
-				  chunks_ready, source);
+	/* What a guest gives back meanwhile would make the target READ pages that are not the
+	 * guest's any more: without reports nothing is registered while it runs. */
+	bool reports = source->ops->report_to;
+	int result =
+		(reports ? expose_start : expose_open)(&source->expose, &source->shared.memory,
+						       source->link.channel, chunks_ready, source);
 	if (result < 0) { /* then all is fetched by message */
 		trace_event(source->base.lane, "expose", "the registration did not start");
+		return 0;
+	}
+	if (!reports) {
+		trace_event(source->base.lane, "expose",
+			    "only after the switch: the driver does not report discards");
 		return 0;
 	}
 	/* The guest runs meanwhile: what this takes is no part of its downtime. */

@@ -487,7 +487,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	return source_expose(source, error);
 }
 
-void source_disconnect(struct source *source)
+void source_stop(struct source *source)
 {
 	holes_stop(&source->holes);
 	expose_stop(&source->expose);
@@ -498,5 +498,10 @@ void source_disconnect(struct source *source)
 		if (source->pushers[i])
 			pusher_stop(source->pushers[i]);
 	digester_stop(&source->digester);
-	expose_close(&source->expose); /* no READ of the target can be under way any more */
+}
+
+void source_disconnect(struct source *source)
+{
+	source_stop(source);
+	expose_close(&source->expose);
 }

@@ -12,7 +12,7 @@
  * the same moment leaves it stale, never the other way round. At the pause the chunks with the mark
  * are taken back: the target forgets them before it may READ at all, and so nobody uses their keys
  * when the second pass revokes them and registers the memory as it is then. Nothing is discarded
- * after the pause.
+ * after the pause. For a VM whose discards nobody reports there is the second pass alone.
  *
  * Where the second pass finds data beyond a chunk that is good, it registers the block once more.
  * The old key stays good until the end, since READs may be under way with it.
@@ -261,8 +261,8 @@ static void look_at_limits(struct expose *expose)
 	say_why(expose, &why);
 }
 
-int expose_start(struct expose *expose, const struct guestmem *memory,
-		 const struct channel *channel, void (*ready)(void *user), void *user)
+int expose_open(struct expose *expose, const struct guestmem *memory, const struct channel *channel,
+		void (*ready)(void *user), void *user)
 {
 	memset(expose, 0, sizeof(*expose));
 	expose->memory = memory;
@@ -273,7 +273,14 @@ int expose_start(struct expose *expose, const struct guestmem *memory,
 	atomic_store(&expose->open, true);
 	atomic_store(&expose->wanted, chunks_data_bytes(memory));
 	look_at_limits(expose);
-	int result = make_blocks(expose);
+	return make_blocks(expose);
+}
+
+int expose_start(struct expose *expose, const struct guestmem *memory,
+		 const struct channel *channel, void (*ready)(void *user), void *user)
+{
+	int result = expose_open(expose, memory, channel, ready, user);
+
 	if (result == 0)
 		result = start_pass(expose);
 	if (result < 0)

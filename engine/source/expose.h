@@ -70,8 +70,11 @@ struct expose {
 	struct jaunt_error why; /* why less is exposed than there is; code 0: it is not */
 };
 
-/* Looks at the limits and starts the first pass. -ENOMEM, -EAGAIN: the threads; then nothing is
- * exposed. */
+/* Looks at the limits; nothing is exposed before expose_again(). For a VM of which nobody hears
+ * what it gives back while it runs. -ENOMEM */
+int expose_open(struct expose *expose, const struct guestmem *memory, const struct channel *channel,
+		void (*ready)(void *user), void *user);
+/* The same, and starts the first pass. -ENOMEM, -EAGAIN: the threads; then nothing is exposed. */
 int expose_start(struct expose *expose, const struct guestmem *memory,
 		 const struct channel *channel, void (*ready)(void *user), void *user);
 /* The pass is over. */

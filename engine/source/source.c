@@ -300,6 +300,7 @@ static int end_here(struct source *source, enum jaunt_outcome outcome, struct ja
 
 	source_disconnect(source);
 	source_precopy_end(source);
+	atomic_store(&source->shared.session.epoch, 0); /* nobody READs: it may give pages back */
 	if (source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
@@ -428,6 +429,10 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 			/* COMPLETE may already be on its way behind the loss of a page channel. */
 			note_blocked(source);
 			blocked = source->link.closed;
+		}
+		if (atomic_load(&source->discarded_late)) {
+			source_stop(source);
+			channel_shutdown(source->link.channel);
 		}
 		int push = atomic_exchange(&source->base.set_push, -1);
 		if (push >= 0 && !source->link.closed && source->takes_set_push) {

@@ -29,6 +29,7 @@ struct source {
 	bool linked;
 	bool same_clock;
 	bool takes_set_push, takes_holes; /* what the target said it can do */
+	_Atomic bool discarded_late; /* the VM gave back pages that the target may be READing */
 	bool paused;
 	bool complete_first; /* the VM is not to run there with pages missing */
 	bool resumed_there;  /* RESUMED was heard */
@@ -67,7 +68,10 @@ uint64_t source_deadline(const struct source *source);
 uint64_t source_stream_rate(const struct source *source);
 /* What to say of a message that has no place here; also of REFUSED and FAILED. */
 int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
-/* Ends every thread and channel but the control link. */
+/* Ends every thread and channel but the control link: none of the target's READs is under way any
+ * more. */
+void source_stop(struct source *source);
+/* The same, and takes back what is exposed, which takes the longer the more there is. */
 void source_disconnect(struct source *source);
 
 /* --- track.c: dirty tracking. Called by the thread in run()

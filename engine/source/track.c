@@ -57,7 +57,15 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 
 	if (discarded) { /* what is registered with a device is not the guest's any more */
 		atomic_store(&source->shared.discards, true);
-		expose_discarded(&source->expose, region, first, count);
+		if (!atomic_load(&source->shared.session.epoch)) {
+			expose_discarded(&source->expose, region, first, count);
+		} else if (atomic_load(&source->expose.exposing)) {
+			/* Its key may be in use, so it cannot be revoked; nor can the READs be
+			 * believed. */
+			atomic_store(&source->discarded_late, true);
+			session_lose(&source->shared.session, "late-discard",
+				     "the VM's driver reported a discard after the pause");
+		}
 	}
 	if (atomic_load(&source->shared.tracking))
 		dirty_mark(&source->shared.dirty, region, first, count);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Guest memory is exposed by pinning it, as a device would; see reading.h. */
 #include "engine/source/expose.h"
+#include "engine/source/source.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -197,6 +198,52 @@ Test(expose, a_chunk_that_went_stale_before_it_was_told_is_told_only_afterwards)
 	cr_assert_eq(expose_freeze(&expose, stale, TOLD), 0, "nobody knows of it");
 	again();
 	expect_read(chunk_of(5), 5, 2);
+	close_memory();
+}
+
+Test(expose, without_reports_nothing_is_exposed_before_the_switch)
+{
+	open_memory(BLOCK);
+	write_pages(0, 10, 1);
+	told_count = 0;
+	cr_assert_eq(expose_open(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	cr_assert(expose_finished(&expose));
+	cr_assert_eq(reading_exposed(), 0);
+	cr_assert_eq(guestmem_punch(region(), 5, 1), 0); /* and nobody says so */
+	write_pages(5, 1, 2);
+	again();
+	expect_read(chunk_of(5), 5, 2);
+	expect_read(chunk_of(4), 4, 1);
+	close_memory();
+}
+
+Test(expose, a_discard_after_the_pause_ends_the_session_and_revokes_no_key)
+{
+	struct source *source = calloc(1, sizeof(*source));
+	struct expose *own = &source->expose;
+
+	open_memory(BLOCK);
+	write_pages(0, 10, 1);
+	pthread_mutex_init(&source->shared.session.mutex, NULL);
+	cr_assert_eq(expose_start(own, &world.shared.memory, channel, note_change, &world), 0);
+	while (!expose_finished(own))
+		sem_wait(&changed);
+	cr_assert_eq(expose_take(own, told, TOLD), 1);
+	told_count = 1;
+	source_changed(&source->base, 0, BLOCK, 1, true);
+	cr_assert(!atomic_load(&source->shared.session.lost), "before the pause there may be some");
+	atomic_store(&source->shared.session.epoch, 1);
+	source_changed(&source->base, 0, 5, 1, true);
+	cr_assert(atomic_load(&source->shared.session.lost));
+	cr_assert_str_eq(source->shared.session.why.reason, "late-discard");
+	cr_assert_eq(expose_again(own), 0);
+	while (!expose_finished(own))
+		sem_wait(&changed);
+	expect_read(chunk_of(5), 5, 1);
+	expose_close(own);
+	expose_free(own);
+	pthread_mutex_destroy(&source->shared.session.mutex);
+	free(source);
 	close_memory();
 }
 
