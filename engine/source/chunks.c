@@ -46,6 +46,8 @@ bool chunk_find(const struct guest_region *region, uint64_t block, struct chunk 
 
 	if (count > chunk_block_pages(region))
 		count = chunk_block_pages(region);
+	if (region->page_bytes > CHUNK_BYTES) /* none that a VM has; `there` is too short for it */
+		return false;
 	if (!region->hugetlb && guestmem_next_data(region, first) >= first + count)
 		return false;
 	if (mincore(region->vm_view + first * region->page_bytes, count * region->page_bytes,

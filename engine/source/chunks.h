@@ -30,7 +30,7 @@ static inline uint64_t chunk_blocks(const struct guest_region *region)
 	return (region->pages + chunk_block_pages(region) - 1) / chunk_block_pages(region);
 }
 
-/* What to expose of a block; false: nothing. */
+/* What to expose of a block; false: nothing, and always so of pages above CHUNK_BYTES. */
 bool chunk_find(const struct guest_region *region, uint64_t block, struct chunk *chunk);
 
 /* The same, of `count` pages of which it is known which are there (bit 0 of each byte, as mincore()

@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "base/bits.h"
@@ -145,4 +146,19 @@ Test(chunks, a_huge_page_that_is_not_there_is_never_allocated)
 	cr_assert(!chunk_find(region, 0, &chunk), "the VM's view does not map them");
 	cr_assert_eq(blocks_of(region), before);
 	world_close(&world);
+}
+
+Test(chunks, a_page_larger_than_a_block_is_left_out)
+{
+	struct guest_region region = {.pages = 1, .page_bytes = 4 * CHUNK_BYTES, .hugetlb = true};
+	struct chunk chunk;
+	void *memory = mmap(NULL, region.page_bytes, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	cr_assert_neq(memory, MAP_FAILED);
+	memset(memory, 1, PAGE);
+	region.vm_view = region.view = memory;
+	cr_assert_eq(chunk_blocks(&region), 1);
+	cr_assert(!chunk_find(&region, 0, &chunk));
+	munmap(memory, region.page_bytes);
 }
