@@ -225,7 +225,8 @@ static void check_view_tracking(struct findings *findings)
 	finding_advise(
 		check,
 		"takes the place of write-protection, at the price of a short pause for each "
-		"round: run a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer");
+		"round, but for guests in huge pages: run a kernel with CONFIG_MEM_SOFT_DIRTY, or "
+		"Linux 6.7 or newer");
 }
 
 static void check_kvm_tracking(struct findings *findings)

@@ -125,6 +125,10 @@ static int soft_dirty_start_all(struct tracker *tracker, struct jaunt_error *err
 
 static int open_soft_dirty(struct tracker *tracker, struct jaunt_error *error)
 {
+	/* The kernel keeps no soft-dirty bits for hugetlb pages: every write would be missed. */
+	if (guestmem_largest_page(tracker->memory) > 4096)
+		return error_set(error, ENOTSUP, "no-tracker",
+				 "soft-dirty tracking: sees no writes to huge pages");
 	return soft_dirty_open(&tracker->soft_dirty, process_of(tracker), error);
 }
 
