@@ -163,9 +163,9 @@ static int watch_silence(struct source *source, struct jaunt_error *error)
  * and begins anew when memory stands still. */
 static void cut_round(struct source *source)
 {
-	rounds_cut(&source->precopy.rounds);
 	holes_stop(&source->holes);
 	holes_reset(&source->holes);
+	rounds_cut(&source->precopy.rounds);
 	source_wake_streams(source);
 }
 
@@ -194,9 +194,11 @@ static int run_round(struct source *source, struct jaunt_error *error)
 		if (result < 0)
 			return result;
 		inject_kill(INJECT_KILL_ROUND);
-		if (cut || (clock_ns() < look_ns && !atomic_load(&source->base.switch_wanted)))
+		if (clock_ns() < look_ns && (cut || !atomic_load(&source->base.switch_wanted)))
 			continue;
 		look_ns = clock_ns() + LOOK_NS;
+		if (cut)
+			continue;
 		estimate_sent(&precopy->estimate, clock_ns(), sent_bytes(source));
 		decide(source, false);
 		set_throttle(source, precopy->decision.throttle);

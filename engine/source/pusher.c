@@ -143,12 +143,15 @@ static bool in_rounds(const struct pusher *pusher)
 	       atomic_load(&pusher->rounds->begun) != 0;
 }
 
-/* Holes, as long as there are some and room for them. */
+/* Holes, as long as there are some and room for them. None behind the end of the round: what was
+ * found and not told when a round was cut is searched for again in the epoch. */
 static void tell_holes(struct pusher *pusher)
 {
 	struct hole_run run;
 	bool told = false;
 
+	if (in_rounds(pusher) && pusher->walk.ended)
+		return;
 	while (pusher->holes && channel_room(pusher->channel) > 8 &&
 	       holes_take(pusher->holes, &run)) {
 		struct hole_run whole = run;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/source/holes.h"
 #include "tests/unit/engine/world.h"
 
 TestSuite(pusher, .timeout = 60);
@@ -21,7 +22,12 @@ static int fd;
 static uint8_t got[PAGES * PAGE];
 static bool zero[PAGES], data[PAGES];
 
-static void open_pusher(void)
+static void no_wake(void *user)
+{
+	(void)user;
+}
+
+static void open_pusher_of(struct holes *holes, uint32_t epoch)
 {
 	struct channel *channel;
 	struct frame frame = {.type = FRAME_ATTACH, .payload_bytes = ATTACH_BYTES};
@@ -35,13 +41,22 @@ static void open_pusher(void)
 	shared.memory.regions[0].vm_view = shared.memory.regions[0].view;
 	shared.streams = 1;
 	pthread_mutex_init(&shared.session.mutex, NULL);
-	atomic_store(&shared.session.epoch, 1);
+	atomic_store(&shared.session.epoch, epoch);
+	cr_assert_eq(dirty_open(&shared.dirty, &shared.memory), 0);
+	rounds_init(&rounds, &shared, no_wake, NULL);
+	if (holes)
+		holes_init(holes, &shared.memory, no_wake, NULL);
 	peer_open(&channel, &fd);
 	pusher = calloc(1, sizeof(*pusher));
-	cr_assert_eq(pusher_start(pusher, &shared, 0, channel, NULL, &rounds), 0);
+	cr_assert_eq(pusher_start(pusher, &shared, 0, channel, holes, &rounds), 0);
 	peer_expect_preamble(fd, ATTACH_STREAM, 0);
 	attach_encode(&attach, payload);
 	peer_send_frame(fd, &frame, payload);
+}
+
+static void open_pusher(void)
+{
+	open_pusher_of(NULL, 1);
 }
 
 static void close_pusher(void)
@@ -49,6 +64,7 @@ static void close_pusher(void)
 	pusher_stop(pusher);
 	free(pusher);
 	close(fd);
+	dirty_close(&shared.dirty);
 	world_close(&world);
 }
 
@@ -167,5 +183,35 @@ Test(pusher, under_a_limit_of_bandwidth_a_description_sends_all_the_same)
 	expect(data, 0, 64, true);
 	expect(zero, 64, 64, true);
 	expect_bytes(0, 64);
+	close_pusher();
+}
+
+/* In a round that was cut the search may still have found something. Behind the ROUND it would open
+ * the next round at the target, in the middle of which FREEZE would then find it. */
+Test(pusher, nothing_is_told_of_holes_behind_the_end_of_a_round)
+{
+	struct holes holes;
+	struct frame frame;
+
+	open_pusher_of(&holes, 0);
+	rounds_search_over(&rounds);
+	for (unsigned i = 0; i < 2; i++) {
+		rounds_begin(&rounds);
+		rounds_cut(&rounds);
+		worker_wake(&pusher->worker);
+		cr_assert(peer_read_frame(fd, &frame));
+		cr_assert_eq(frame.type, FRAME_ROUND);
+		cr_assert_eq(frame.first_page, i);
+		pthread_mutex_lock(&holes.mutex);
+		holes.queue[0] = (struct hole_run){0, 0, 8, 8};
+		holes.head = 0;
+		holes.count = 1;
+		pthread_mutex_unlock(&holes.mutex);
+		worker_wake(&pusher->worker);
+		frame.type = FRAME_ROUND_ACK;
+		peer_send_frame(fd, &frame, NULL);
+		while (!rounds_over(&rounds))
+			usleep(100);
+	}
 	close_pusher();
 }
