@@ -5,8 +5,8 @@
  * A grant is answered with runs: DATA of up to 256 KiB, or ZERO, then GRANT END. The pages do not
  * change any more, so DATA is sent from guest memory itself. But a page that may be a hole must not
  * be touched through a mapping (even reading would allocate it): where the target does not say that
- * it has been told all holes of the range (then what it asks for is data), pages are read with
- * pread() into a buffer instead.
+ * it has been told all holes of the range (then what it asks for is data), or where the guest has
+ * given pages back since holes were told, pages are read with pread() into a buffer instead.
  *
  * A grant that only asks for a description (the target READs the rest itself) is answered with the
  * ZERO runs and GRANT END. The source may as well send DATA of it: what the target then finds
@@ -192,9 +192,9 @@ static uint8_t *slot_buffer(struct pusher *pusher, unsigned slot)
 
 /* The bytes of up to `count` pages, directly or as a copy; NULL: the session is lost. */
 static const uint8_t *pages_at(struct pusher *pusher, const struct guest_region *region,
-			       uint64_t first, uint64_t count, bool told, unsigned slot)
+			       uint64_t first, uint64_t count, bool direct, unsigned slot)
 {
-	if (told && !tamper_active())
+	if (direct)
 		return region->vm_view + first * region->page_bytes;
 	uint8_t *copy = slot_buffer(pusher, slot);
 	int result = copy ? guestmem_read(region, first, count, copy) : -ENOMEM;
@@ -251,8 +251,10 @@ static bool push_run(struct pusher *pusher)
 	uint64_t most = region->hugetlb || inject_armed(INJECT_DATA_LOSE) ? 1 : PUSHER_RUN_PAGES;
 	uint64_t count = end - first < most ? end - first : most;
 	uint32_t free_slots = ~pusher->busy & ((1u << PUSHER_IN_FLIGHT) - 1);
+	bool direct = pusher->grants[head].told && !atomic_load(&pusher->shared->discards) &&
+		      !tamper_active();
 
-	if (!pusher->grants[head].told || tamper_active()) {
+	if (!direct) {
 		uint64_t fit = pusher->slot_bytes / region->page_bytes;
 		count = count < fit ? count : fit;
 		free_slots &= (1u << pusher->copies) - 1;
@@ -261,8 +263,7 @@ static bool push_run(struct pusher *pusher)
 		return false;
 	unsigned slot = (unsigned)__builtin_ctz(free_slots);
 	pusher->at = UINT64_MAX;
-	const uint8_t *bytes =
-		pages_at(pusher, region, first, count, pusher->grants[head].told, slot);
+	const uint8_t *bytes = pages_at(pusher, region, first, count, direct, slot);
 	if (!bytes)
 		return false;
 	bool again = pusher->at == first;

@@ -340,6 +340,18 @@ static bool end_grant(struct fill *fill, const struct frame *frame)
 	return true;
 }
 
+/* With digests the holes of a round are not taken, so what is absent may be a hole: it is told
+ * again in the epoch. */
+static void take_told(struct fill *fill, const struct frame *frame)
+{
+	struct target_shared *shared = fill->shared;
+	bool counts = session_in_epoch(&shared->session, frame->epoch) ||
+		      (in_round(fill, frame) && !shared->copied[frame->region]);
+
+	if (counts && frame->first_page > atomic_load(&shared->told[frame->region]))
+		atomic_store(&shared->told[frame->region], frame->first_page);
+}
+
 static const char *take_frame(struct fill *fill, const struct frame *frame)
 {
 	struct target_shared *shared = fill->shared;
@@ -352,9 +364,7 @@ static const char *take_frame(struct fill *fill, const struct frame *frame)
 	if (frame->type == FRAME_TOLD) {
 		if (frame->first_page > region->pages)
 			return "holes told beyond the end of a memory region";
-		if ((session_in_epoch(&shared->session, frame->epoch) || in_round(fill, frame)) &&
-		    frame->first_page > atomic_load(&shared->told[frame->region]))
-			atomic_store(&shared->told[frame->region], frame->first_page);
+		take_told(fill, frame);
 		return NULL;
 	}
 	if (!frame_in_region(frame, region->pages, region->page_bytes))

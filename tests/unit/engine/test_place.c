@@ -225,3 +225,32 @@ Test(place, in_a_mode_without_rounds_nothing_is_placed)
 	cr_assert(world_hole(&filling.world, 0, 7));
 	filling_close();
 }
+
+static void send_told(uint32_t epoch, uint64_t page)
+{
+	struct frame frame = {.type = FRAME_TOLD, .epoch = epoch, .first_page = page};
+	peer_send_frame(filling.fd, &frame, NULL);
+}
+
+/* With digests a hole of a round is told again: until then what is absent may be one, and reading
+ * it at the source would fill it. */
+Test(place, what_a_round_told_of_holes_counts_only_where_they_were_taken)
+{
+	for (int verify = 0; verify < 2; verify++) {
+		_Atomic uint64_t copied[PAGES / 64] = {0};
+		open_rounds();
+		struct target_shared *shared = &filling.world.shared;
+		shared->copied[0] = verify ? copied : NULL;
+		send_zeros(FRAME_FLAG_HOLE, 0, 16);
+		send_told(0, 16);
+		end_round();
+		cr_assert_eq(atomic_load(&shared->told[0]), verify ? 0 : 16);
+		cr_assert_eq(pagemap_missing(&shared->map), verify ? PAGES : PAGES - 16);
+		begin_epoch();
+		send_told(1, 32);
+		while (atomic_load(&shared->told[0]) != 32)
+			usleep(100);
+		shared->copied[0] = NULL;
+		filling_close();
+	}
+}

@@ -215,3 +215,17 @@ Test(pusher, nothing_is_told_of_holes_behind_the_end_of_a_round)
 	}
 	close_pusher();
 }
+
+/* The target was told the holes in a round; the guest may have made more since. */
+Test(pusher, what_the_guest_gave_back_is_not_filled_though_all_holes_were_told)
+{
+	open_pusher();
+	atomic_store(&shared.discards, true);
+	write_pages(7, 1);
+	grant(0, PAGES, FRAME_FLAG_TOLD);
+	take_answer(0, PAGES);
+	expect_bytes(7, 1);
+	for (uint64_t page = 0; page < PAGES; page++)
+		cr_assert_eq(world_hole(&world, 0, page), page != 7, "page %lu", page);
+	close_pusher();
+}
