@@ -232,9 +232,25 @@ static int write_file(struct install *install, const struct guest_region *region
 	return 0;
 }
 
+/* Whether the engine's own view has a huge page: all that it placed, and nobody took away. One that
+ * is not there must not come by a write, which ends the process where the pool is empty; COPY says
+ * so instead. */
+static bool has_huge_page(const struct guest_region *region, uint64_t page)
+{
+	unsigned char resident = 0;
+
+	return mincore(region->view + page * region->page_bytes, 4096, &resident) == 0 &&
+	       resident & 1;
+}
+
 static int place_by_write(struct install *install, const struct guest_region *region,
 			  uint64_t first, uint64_t count, const uint8_t *bytes)
 {
+	if (region->hugetlb && !has_huge_page(region, first)) {
+		int result = place_by_copy(install, region, first, count, bytes);
+		if (result != -EEXIST)
+			return result;
+	}
 	int result = write_file(install, region, first, count, bytes);
 	if (result < 0)
 		return result;
@@ -459,9 +475,19 @@ int install_place(struct install *install, size_t region, uint64_t first, uint64
 	return write_file(install, &install->memory->regions[region], first, count, bytes);
 }
 
+/* A huge page that is given up is not reserved for this guest any more, and when it is written to
+ * again there may be none left: it stays, with zeros. */
 int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask)
 {
-	return empty_file(install, region, word, mask);
+	const struct guest_region *at = &install->memory->regions[region];
+
+	if (!at->hugetlb)
+		return empty_file(install, region, word, mask);
+	for (; mask; mask &= mask - 1) {
+		uint64_t page = word * 64 + (unsigned)__builtin_ctzll(mask);
+		memset(at->view + page * at->page_bytes, 0, at->page_bytes);
+	}
+	return 0;
 }
 
 bool install_in_file(const struct install *install, size_t region, uint64_t page)

@@ -396,6 +396,44 @@ Test(install_huge, pages_are_installed_one_by_one_and_older_copies_written_over,
 	world_close(&world);
 }
 
+/* What is given back to the pool may be gone when it is needed again. */
+Test(install_huge, zeros_of_a_round_leave_the_page_in_the_file, .timeout = 60)
+{
+	uint8_t *bytes = malloc(HUGE_PAGE);
+	struct guest guest;
+
+	open_huge(4);
+	world_make(bytes, HUGE_PAGE, 1, 1);
+	cr_assert_eq(install_place(&world.shared.install, 0, 1, 1, bytes), 0);
+	cr_assert_eq(install_unplace(&world.shared.install, 0, 0, 1u << 1), 0);
+	cr_assert(world_zero(world.shared.memory.regions[0].view + HUGE_PAGE, HUGE_PAGE));
+	guest_touch(&guest, world_at(&world, 0, 1));
+	cr_assert(world_next_fault(&world, 0).minor, "it is still there");
+	cr_assert_eq(install(0, 1, 1, 2), 1);
+	guest_join(&guest);
+	expect_made(0, 1, 1, 2);
+	free(bytes);
+	world_close(&world);
+}
+
+/* One that the guest gave back, or a hole beside a page that was placed. */
+Test(install_huge, a_page_that_the_file_has_not_is_copied_and_not_written, .timeout = 60)
+{
+	open_huge(4);
+	world_put_stale(&world, 0, 1, 1);
+	world_put_stale(&world, 0, 2, 1);
+	cr_assert_eq(guestmem_punch(&world.shared.memory.regions[0], 2, 1), 0);
+	cr_assert_eq(install(0, 0, 4, 2), 4);
+	for (uint64_t page = 0; page < 4; page++) {
+		unsigned char resident = 0;
+		uint8_t *view = world.shared.memory.regions[0].view + page * HUGE_PAGE;
+		cr_assert_eq(mincore(view, 4096, &resident), 0);
+		cr_assert_eq(resident & 1, page == 1, "page %lu", page);
+	}
+	expect_made(0, 0, 4, 2);
+	world_close(&world);
+}
+
 Test(install_huge, zeros_come_when_touched_or_at_once_when_somebody_waits, .timeout = 60)
 {
 	struct guest guest;
