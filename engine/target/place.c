@@ -17,7 +17,8 @@
  *   was taken away, and the VM's view maps nothing that could be stale.
  *
  * A stale page's older copy stays in the file. Its chunk has `in_file` set, so the newer copy is
- * written over it before CONTINUE, and zeros punch it (install.c).
+ * written over it before CONTINUE, and zeros punch it (install.c). In a round zeros punch an older
+ * copy, too, but for huge pages, which they overwrite.
  */
 #include "engine/target/place.h"
 
@@ -193,6 +194,18 @@ static bool is_given_back(const struct guest_region *region, uint64_t page, cons
 	return region->hugetlb || lseek(region->fd, at, SEEK_DATA) != at;
 }
 
+/* How many pages of the run, which lies in one word, nobody has claimed: who installs a page claims
+ * it before the first byte is written, so what was read of those before was not being written. */
+static unsigned count_unclaimed(const struct target_shared *shared, size_t region, uint64_t first,
+				unsigned count)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+	uint64_t claimed =
+		atomic_load(&shared->map.regions[region].claimed[first / 64]) >> (first % 64) &
+		bits_mask(0, count);
+	return claimed ? (unsigned)__builtin_ctzll(claimed) : count;
+}
+
 /* A run that one ioctl covers, and of which all was copied. */
 static void check_run(struct target_shared *shared, struct checker *checker, size_t region,
 		      uint64_t first, unsigned count, uint8_t *buffer,
@@ -203,6 +216,8 @@ static void check_run(struct target_shared *shared, struct checker *checker, siz
 
 	if (guestmem_read(at, first, count, buffer) < 0)
 		return;
+	/* What somebody else installs meanwhile was perhaps read half written. */
+	count = count_unclaimed(shared, region, first, count);
 	for (unsigned i = 0; i < count; i++) {
 		if (!is_given_back(at, first + i, buffer + i * at->page_bytes))
 			continue;
