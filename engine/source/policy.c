@@ -289,36 +289,9 @@ static void end_without(const struct policy_input *input, struct policy_decision
 	snprintf(decision->reason, sizeof(decision->reason), "%s; %s", what, needs);
 }
 
-static void decide_without(const struct policy_input *input, struct policy_decision *decision)
+static void decide_among(enum policy_way way, struct policy_decision *decision,
+			 const struct policy_prediction *best)
 {
-	char needs[200];
-
-	if (!may_rounds(input) || rounds_left(input) == 0) {
-		end_without(input, decision, may_rounds(input) ? "max-rounds" : "limits",
-			    may_rounds(input) ? "the rounds allowed are over"
-					      : "no way of this mode keeps the limits");
-		return;
-	}
-	if (may_throttle(input) && input->round_ended && input->round >= 1) {
-		decision->throttle = throttle_step(input);
-		say(decision, POLICY_CONTINUE, "throttle", "");
-		snprintf(decision->reason, sizeof(decision->reason),
-			 "the guest dirties faster than the link carries: vCPUs held %u %% of the "
-			 "time",
-			 decision->throttle);
-		return;
-	}
-	say_needs(input, needs, sizeof(needs));
-	say(decision, POLICY_CONTINUE, "not-converging", "");
-	snprintf(decision->reason, sizeof(decision->reason), "no way keeps the limits yet; %s",
-		 needs);
-}
-
-static void decide_among(const struct policy_input *input, enum policy_way way,
-			 struct policy_decision *decision)
-{
-	const struct policy_prediction *best = &decision->ways[way];
-
 	decision->way = way;
 	if (ends_now(way)) {
 		bool finish = finishes(way);
@@ -335,6 +308,86 @@ static void decide_among(const struct policy_input *input, enum policy_way way,
 		 "%u more round%s, then %s: downtime %.1f ms, stall %.1f ms, total %.0f ms",
 		 best->rounds, best->rounds == 1 ? "" : "s", finishes(way) ? "finish" : "switch",
 		 best->downtime_ns / MS_NS, best->stall_ns / MS_NS, best->total_ns / MS_NS);
+}
+
+/* What no number of further rounds changes: how long the pause is with nothing left to send in it,
+ * and how long it takes to send what is left. `relaxed` is the input without such limits; false:
+ * there are none. */
+static bool relax(const struct policy_input *input, struct policy_input *relaxed, char *missed,
+		  size_t bytes)
+{
+	struct policy_limits *limits = &relaxed->limits;
+	struct policy_prediction end;
+	struct predict at;
+
+	*relaxed = *input;
+	predict_init(&at, input);
+	predict_finish(&at, &end);
+	bool downtime =
+		limits->downtime_ns && predict_fixed_ns(input) > (double)limits->downtime_ns;
+	bool total = limits->total_ns && end.total_ns > (double)limits->total_ns;
+	snprintf(missed, bytes, "no rounds can keep %s%.0f ms",
+		 downtime ? "the downtime limit of " : "the total limit of ",
+		 (double)(downtime ? limits->downtime_ns : limits->total_ns) / MS_NS);
+	if (downtime)
+		limits->downtime_ns = (uint64_t)(2 * predict_fixed_ns(input));
+	if (total)
+		limits->total_ns = 0;
+	return downtime || total;
+}
+
+/* Where a limit cannot be kept whatever is done, rounds for its sake would never end. True:
+ * decided. */
+static bool decide_beyond(const struct policy_input *input, struct policy_decision *decision)
+{
+	struct policy_prediction ways[POLICY_WAYS];
+	struct policy_input relaxed;
+	char missed[80], reason[POLICY_REASON_BYTES];
+
+	if (!relax(input, &relaxed, missed, sizeof(missed)))
+		return false;
+	if (may_switch(input)) {
+		predict_ways(&relaxed, input->throttle, ways);
+		enum policy_way way = choose(&relaxed, ways);
+		if (way == POLICY_WAYS)
+			way = POLICY_WAY_SWITCH;
+		decide_among(way, decision, &ways[way]);
+		snprintf(reason, sizeof(reason), "%s; %.150s", missed, decision->reason);
+		memcpy(decision->reason, reason, sizeof(reason));
+		snprintf(decision->code, sizeof(decision->code), "beyond-limits");
+		return true;
+	}
+	if (!input->round_ended)
+		return false;
+	end_without(input, decision, "limits", missed);
+	return true;
+}
+
+static void decide_without(const struct policy_input *input, struct policy_decision *decision)
+{
+	char needs[200];
+
+	if (!may_rounds(input) || rounds_left(input) == 0) {
+		end_without(input, decision, may_rounds(input) ? "max-rounds" : "limits",
+			    may_rounds(input) ? "the rounds allowed are over"
+					      : "no way of this mode keeps the limits");
+		return;
+	}
+	if (decide_beyond(input, decision))
+		return;
+	if (may_throttle(input) && input->round_ended && input->round >= 1) {
+		decision->throttle = throttle_step(input);
+		say(decision, POLICY_CONTINUE, "throttle", "");
+		snprintf(decision->reason, sizeof(decision->reason),
+			 "the guest dirties faster than the link carries: vCPUs held %u %% of the "
+			 "time",
+			 decision->throttle);
+		return;
+	}
+	say_needs(input, needs, sizeof(needs));
+	say(decision, POLICY_CONTINUE, "not-converging", "");
+	snprintf(decision->reason, sizeof(decision->reason), "no way keeps the limits yet; %s",
+		 needs);
 }
 
 void policy_decide(const struct policy_input *input, struct policy_decision *decision)
@@ -355,9 +408,9 @@ void policy_decide(const struct policy_input *input, struct policy_decision *dec
 	enum policy_way way = choose(input, decision->ways);
 	bool late = limits->timeout_ns && input->elapsed_ns >= limits->timeout_ns;
 	if (way != POLICY_WAYS && (!late || ends_now(way)))
-		decide_among(input, way, decision);
+		decide_among(way, decision, &decision->ways[way]);
 	else if (late && decision->ways[POLICY_WAY_FINISH].in_limits)
-		decide_among(input, POLICY_WAY_FINISH, decision);
+		decide_among(POLICY_WAY_FINISH, decision, &decision->ways[POLICY_WAY_FINISH]);
 	else if (late)
 		end_without(input, decision, "timeout", "the time for rounds is over");
 	else

@@ -79,8 +79,8 @@ double predict_dirtied(const struct policy_input *input, unsigned throttle, doub
 	return larger(set - (set - dirty) * exp(-rate * (ns / SECOND) / set), least);
 }
 
-/* The pause without what is copied in it: state there, LOADED back, COMMIT there. */
-static double fixed_ns(const struct policy_input *input)
+/* State there, LOADED back, COMMIT there. */
+double predict_fixed_ns(const struct policy_input *input)
 {
 	return input->device_ns + 1.5 * input->round_trip_ns;
 }
@@ -134,7 +134,7 @@ static double stale_ns(const struct policy_input *input, double dirty)
 
 double predict_affordable(const struct policy_input *input, double limit_ns)
 {
-	double ns = limit_ns - fixed_ns(input);
+	double ns = limit_ns - predict_fixed_ns(input);
 
 	return ns > 0 ? ns / SECOND * predict_paused_bandwidth(input) : 0;
 }
@@ -154,7 +154,8 @@ void predict_finish(const struct predict *at, struct policy_prediction *out)
 {
 	const struct policy_input *input = at->input;
 	double bytes = outstanding(at);
-	double downtime_ns = fixed_ns(input) + bytes / predict_paused_bandwidth(input) * SECOND +
+	double downtime_ns = predict_fixed_ns(input) +
+			     bytes / predict_paused_bandwidth(input) * SECOND +
 			     stale_ns(input, at->dirty);
 
 	fill(at, downtime_ns, 0, 0, out);
@@ -199,7 +200,7 @@ void predict_switch(const struct predict *at, struct policy_prediction *out)
 {
 	const struct policy_input *input = at->input;
 	double push_ns, waited_ns = waits_ns(at, &push_ns);
-	double downtime_ns = fixed_ns(input) + stale_ns(input, at->dirty);
+	double downtime_ns = predict_fixed_ns(input) + stale_ns(input, at->dirty);
 
 	fill(at, downtime_ns, waited_ns, push_ns, out);
 }

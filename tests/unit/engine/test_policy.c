@@ -140,6 +140,38 @@ Test(policy, pre_copy_that_does_not_converge_ends_as_its_limits_say)
 	cr_assert_eq(decide(&input), POLICY_ABORT);
 }
 
+Test(policy, a_limit_that_no_round_can_keep_is_missed_at_once_and_said)
+{
+	struct policy_decision decision;
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct policy_input input = after_round(0, 100 * MB);
+		if (i)
+			input.limits.total_ns = 1010 * MS; /* sending the rest takes 100 more */
+		else
+			input.limits.downtime_ns = 100000; /* the pause alone takes longer */
+		const char *limit = i ? "the total limit" : "the downtime limit";
+		/* It would rather not take this way at all; it takes the cheapest. */
+		policy_decide(&input, &decision);
+		cr_assert_str_eq(decision.code, "beyond-limits");
+		cr_assert(strstr(decision.reason, limit), "%s", decision.reason);
+		struct policy_input unlimited = input;
+		unlimited.limits.total_ns = 0;
+		unlimited.limits.downtime_ns = 1 * MS;
+		if (i)
+			unlimited.limits.downtime_ns = input.limits.downtime_ns;
+		cr_assert_eq(decision.action, decide(&unlimited));
+		input.limits.no_postcopy = true;
+		policy_decide(&input, &decision);
+		cr_assert_eq(decision.action, POLICY_ABORT);
+		cr_assert(strstr(decision.reason, limit), "%s", decision.reason);
+		cr_assert(strstr(decision.reason, "needed"), "%s", decision.reason);
+		input.round_ended = false;
+		input.left_bytes = GB;
+		cr_assert_eq(decide(&input), POLICY_CONTINUE, "not before the first round ends");
+	}
+}
+
 Test(policy, throttling_grows_until_the_guest_is_slow_enough)
 {
 	struct policy_input input = after_round(1, 900 * MB);
