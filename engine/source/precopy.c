@@ -28,6 +28,7 @@
 
 #define MS_NS        1000000u
 #define LOOK_NS      (50 * (uint64_t)MS_NS) /* how often the policy is asked within a round */
+#define FLOOR_NS     (20 * (uint64_t)MS_NS) /* of a round that does not bring the end nearer */
 #define PROBE_NS     (10 * (uint64_t)MS_NS) /* how long the guest's writes are looked at first */
 #define STALE_BATCH  8192u                  /* runs in one message */
 #define STALE_FEW    1024u                  /* pages that may as well be told in the pause */
@@ -169,6 +170,21 @@ static void cut_round(struct source *source)
 	source_wake_streams(source);
 }
 
+static int look_until(struct source *source, uint64_t until, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = 0;
+
+	while (result == 0 && clock_ns() < until && !atomic_load(&source->base.switch_wanted)) {
+		result = source_look(source, until, &message, error);
+		if (result == 1) {
+			result = source_unexpected(message, error);
+			control_free(message);
+		}
+	}
+	return result;
+}
+
 static int run_round(struct source *source, struct jaunt_error *error)
 {
 	struct precopy *precopy = &source->precopy;
@@ -229,6 +245,18 @@ static void note_round(struct source *source)
 	precopy->collect_ns = now;
 }
 
+/* Rounds that are short and leave as much as they sent would follow each other without a pause. */
+static int rest(struct source *source, struct jaunt_error *error)
+{
+	const struct precopy *precopy = &source->precopy;
+	const struct policy_input *input = &precopy->input;
+	const struct policy_round *last = &input->rounds[input->round_count - 1];
+
+	if (last->dirtied_bytes < last->sent_bytes)
+		return 0;
+	return look_until(source, precopy->round_ns + FLOOR_NS, error);
+}
+
 /* 0 with a decision that is not to continue. */
 static int run_rounds(struct source *source, struct jaunt_error *error)
 {
@@ -251,6 +279,9 @@ static int run_rounds(struct source *source, struct jaunt_error *error)
 		if (!cut)
 			decide(source, true);
 		set_throttle(source, precopy->decision.throttle);
+		if (precopy->decision.action == POLICY_CONTINUE &&
+		    (result = rest(source, error)) < 0)
+			return result;
 	}
 	return 0;
 }
@@ -260,18 +291,11 @@ static int run_rounds(struct source *source, struct jaunt_error *error)
 static int probe(struct source *source, struct jaunt_error *error)
 {
 	struct precopy *precopy = &source->precopy;
-	uint64_t until = clock_ns() + PROBE_NS;
-	Jaunt__Control *message;
 	int result = source_collect(source, error);
 
 	precopy->collect_ns = clock_ns();
-	while (result == 0 && clock_ns() < until) {
-		result = source_look(source, until, &message, error);
-		if (result == 1) {
-			result = source_unexpected(message, error);
-			control_free(message);
-		}
-	}
+	if (result == 0)
+		result = look_until(source, precopy->collect_ns + PROBE_NS, error);
 	if (result < 0 || (result = source_collect(source, error)) < 0)
 		return result;
 	estimate_collected(&precopy->estimate, clock_ns() - precopy->collect_ns, dirty_now(source),
