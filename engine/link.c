@@ -2,12 +2,15 @@
 #include "engine/link.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "transport/ring.h"
+
+#define WAIT_NS 100000000
 
 static size_t link_received(void *user, const uint8_t *data, size_t bytes)
 {
@@ -86,21 +89,42 @@ void link_close(struct link *link)
 	}
 }
 
+size_t link_room(const struct link *link)
+{
+	size_t under_way = link->next_cookie - link->done_cookie;
+
+	if (link->closed || under_way >= LINK_QUEUE_MAX)
+		return 0;
+	size_t room = channel_room(link->channel);
+	return room < LINK_QUEUE_MAX - under_way ? room : LINK_QUEUE_MAX - under_way;
+}
+
+/* A full queue empties unless the peer is gone, which ends the channel; or its process hangs, while
+ * its host or its device still acknowledges. */
+static int await_room(struct link *link)
+{
+	uint64_t end = clock_ns() + link->send_timeout_ns;
+
+	while (!link->closed && !link_room(link)) {
+		if (link->gives_up && link->gives_up(link->user))
+			return link->unsent = -ECANCELED;
+		if (link->send_timeout_ns && clock_ns() >= end)
+			return link->unsent = -ETIMEDOUT;
+		ring_wait(link->ring, WAIT_NS);
+	}
+	return link->closed ? -EPIPE : 0;
+}
+
 int link_send(struct link *link, Jaunt__Control *message)
 {
 	uint8_t *bytes;
 	size_t count;
 
-	if (link->closed)
-		return -EPIPE;
-	/* A full queue empties unless the peer is gone, which ends the channel. */
-	while (!link->closed && (channel_room(link->channel) == 0 ||
-				 link->next_cookie - link->done_cookie >= LINK_QUEUE_MAX))
-		ring_wait(link->ring, 100000000);
-	if (link->closed)
-		return -EPIPE;
+	int result = await_room(link);
+	if (result < 0)
+		return result;
 	message->sequence = ++link->sequence;
-	int result = control_pack(message, &bytes, &count);
+	result = control_pack(message, &bytes, &count);
 	if (result < 0)
 		return result;
 	uint64_t cookie = ++link->next_cookie;
@@ -159,6 +183,12 @@ int link_why(const struct link *link, struct jaunt_error *error)
 			*error = link->error;
 		return -link->error.code;
 	}
+	if (!link->closed && link->unsent == -ECANCELED)
+		return error_set(error, ECANCELED, "cancelled", "cancelled");
+	if (!link->closed && link->unsent)
+		return error_set(error, ETIMEDOUT, "peer-silent",
+				 "the peer has taken no message for %" PRIu64 " ms",
+				 link->send_timeout_ns / 1000000);
 	if (!link->close_error)
 		return error_set(error, ECONNRESET, "link-lost", "the peer closed the connection");
 	const char *device = link->channel ? channel_failure(link->channel) : "";

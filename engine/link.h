@@ -29,14 +29,24 @@ struct link {
 	uint64_t heard_ns;                /* when bytes last came in */
 	uint8_t *sending[LINK_QUEUE_MAX]; /* packed messages in flight, by cookie modulo the size */
 	uint64_t next_cookie, done_cookie;
+	/* How link_send() waits for room: at most so long, 0: as long as the link is up; and until
+	 * `gives_up`, NULL: never. Set by the owner after link_open(). */
+	uint64_t send_timeout_ns;
+	bool (*gives_up)(void *user);
+	void *user;
+	int unsent; /* why a message was not queued although the link is up; 0: none was */
 };
 
 /* Takes the channel over; on an error, too. */
 int link_open(struct link *link, struct channel *channel, struct ring *ring);
 void link_close(struct link *link);
 
-/* Queues a message; goes out with the next wait. -EPIPE when the link is down. */
+/* Queues a message; goes out with the next wait. Waits for room, which a peer that does not get
+ * anywhere never makes. -EPIPE when the link is down; -ETIMEDOUT, -ECANCELED: there was no room. */
 int link_send(struct link *link, Jaunt__Control *message);
+
+/* Messages that link_send() would queue without waiting. */
+size_t link_room(const struct link *link);
 
 /* The next message (freed with control_free), waiting at most timeout_ns (negative: for ever).
  * 1: a message. 0: time is up, or the ring was woken, or something else happened on the ring: look
@@ -46,7 +56,7 @@ int link_next(struct link *link, int64_t timeout_ns, Jaunt__Control **message);
 /* Waits until everything queued has been handed to the kernel, at most timeout_ns. */
 int link_flush(struct link *link, int64_t timeout_ns);
 
-/* Fills `error` with why the link is down. */
+/* Fills `error` with why the link is down, or else why a message could not be sent. */
 int link_why(const struct link *link, struct jaunt_error *error);
 
 #endif

@@ -16,6 +16,7 @@
 
 #define CHUNKS_A_MESSAGE 1024u
 #define LOOK_NS          100000000u
+#define ROOM_LEFT        8u /* for messages that somebody waits for */
 
 static void chunks_ready(void *user)
 {
@@ -29,7 +30,8 @@ void source_tell_exposed(struct source *source)
 	Jaunt__Chunk chunks[CHUNKS_A_MESSAGE], *list[CHUNKS_A_MESSAGE];
 	size_t count;
 
-	while (!source->link.closed &&
+	/* A target that takes none is told later. */
+	while (link_room(&source->link) > ROOM_LEFT &&
 	       (count = expose_take(&source->expose, told, CHUNKS_A_MESSAGE))) {
 		Jaunt__Control message = JAUNT__CONTROL__INIT;
 		Jaunt__Exposed exposed = JAUNT__EXPOSED__INIT;
@@ -66,6 +68,34 @@ static void trace_pass(struct source *source)
 		trace_event(source->base.lane, "expose", "%s", why.text);
 }
 
+/* Until the first pass is over and all of it told. The guest runs meanwhile: what this takes is no
+ * part of its downtime. */
+static int tell_first_pass(struct source *source, struct jaunt_error *error)
+{
+	uint64_t deadline = 0; /* for the target to take what is told */
+
+	for (;;) {
+		Jaunt__Control *message;
+		bool finished = expose_finished(&source->expose);
+		source_tell_exposed(source);
+		if (finished && !atomic_load(&source->expose.untold))
+			return 0;
+		if (finished && !deadline)
+			deadline = source_deadline(source);
+		if (deadline && clock_ns() >= deadline)
+			return error_set(error, ETIMEDOUT, "peer-silent",
+					 "the target has taken no message for %u ms",
+					 source->base.options.peer_timeout_ms);
+		int result = source_look(source, clock_ns() + LOOK_NS, &message, error);
+		if (result == 1) {
+			result = source_unexpected(message, error);
+			control_free(message);
+		}
+		if (result < 0)
+			return result;
+	}
+}
+
 int source_expose(struct source *source, struct jaunt_error *error)
 {
 	/* With pre-copy alone nothing is left to be asked for after the switch. */
@@ -87,30 +117,14 @@ int source_expose(struct source *source, struct jaunt_error *error)
 			    "only after the switch: the driver does not report discards");
 		return 0;
 	}
-	/* The guest runs meanwhile: what this takes is no part of its downtime. */
-	for (;;) {
-		Jaunt__Control *message;
-		bool finished = expose_finished(&source->expose);
-		source_tell_exposed(source);
-		if (finished)
-			break;
-		uint64_t until = clock_ns() + LOOK_NS;
-		result = source_next(source, until, &message, error);
-		if (result == 1) {
-			result = source_unexpected(message, error);
-			control_free(message);
-		} else if (error->code == ETIMEDOUT && clock_ns() >= until) {
-			error_clear(error);
-			result = 0;
-		}
-		if (result < 0)
-			return result;
-	}
+	result = tell_first_pass(source, error);
+	if (result < 0)
+		return result;
 	trace_pass(source);
 	return 0;
 }
 
-int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze)
+int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze, struct jaunt_error *error)
 {
 	uint64_t room = source->expose.block_count + JAUNT_MAX_REGIONS + 1;
 
@@ -128,7 +142,8 @@ int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze)
 		free(told);
 		free(runs);
 		free(list);
-		return -ENOMEM;
+		return error_set(error, ENOMEM, "no-memory",
+				 "out of memory for the list of memory not to be READ");
 	}
 	for (size_t i = 0; i < count; i++) {
 		list[i] = &runs[i];

@@ -187,6 +187,12 @@ static int open_channel(struct source *source, struct channel **channel, struct 
 	return result;
 }
 
+static bool is_to_end(void *user)
+{
+	struct source *source = user;
+	return atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon);
+}
+
 static int open_control(struct source *source, struct jaunt_error *error)
 {
 	struct channel *channel;
@@ -203,6 +209,9 @@ static int open_control(struct source *source, struct jaunt_error *error)
 	if (result < 0)
 		return error_set(error, -result, "io_uring", "serve the control link: %s",
 				 strerror(-result));
+	source->link.send_timeout_ns = (uint64_t)source->base.options.peer_timeout_ms * MS_NS;
+	source->link.gives_up = is_to_end;
+	source->link.user = source;
 	source->linked = true;
 	return 0;
 }

@@ -45,7 +45,7 @@ static int send_abort(struct source *source, const struct jaunt_error *why)
 /* --- Switchover
  * -------------------------------------------------------------------------------------------- */
 
-static int send_freeze(struct source *source)
+static int send_freeze(struct source *source, struct jaunt_error *error)
 {
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
@@ -55,17 +55,18 @@ static int send_freeze(struct source *source)
 	freeze.complete_first = source->complete_first;
 	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
 	message.freeze = &freeze;
-	int result = source_freeze_exposed(source, &freeze);
-	if (result == 0)
-		result = link_send(&source->link, &message);
+	int result = source_freeze_exposed(source, &freeze, error);
+	if (result == 0 && link_send(&source->link, &message) < 0)
+		result = link_why(&source->link, error);
 	source_freeze_forget(&freeze);
 	return result;
 }
 
-static int send_state(struct source *source, const uint8_t *state, size_t bytes)
+static int send_state(struct source *source, const uint8_t *state, size_t bytes,
+		      struct jaunt_error *error)
 {
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
-	int result = send_freeze(source);
+	int result = send_freeze(source, error);
 
 	for (size_t at = 0; result == 0 && (at == 0 || at < bytes);) {
 		Jaunt__State chunk = JAUNT__STATE__INIT;
@@ -76,7 +77,8 @@ static int send_state(struct source *source, const uint8_t *state, size_t bytes)
 		chunk.last_instruction_ns = source->last_instruction_ns;
 		message.message_case = JAUNT__CONTROL__MESSAGE_STATE;
 		message.state = &chunk;
-		result = link_send(&source->link, &message);
+		if (link_send(&source->link, &message) < 0)
+			result = link_why(&source->link, error);
 		at += step;
 		if (!step)
 			break;
@@ -135,8 +137,7 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 		result = source_tell_last_stale(source, 1, error);
 	if (result == 0) {
 		atomic_store(&source->shared.session.epoch, 1);
-		if (send_state(source, state, bytes) < 0)
-			result = link_why(&source->link, error);
+		result = send_state(source, state, bytes, error);
 	}
 	free(state);
 	if (result == 0 && source->complete_first)
@@ -220,7 +221,8 @@ static int commit(struct source *source, struct jaunt_error *error)
 	source->commit_ns = clock_ns();
 	if (inject_fires(INJECT_LINK_CUT_COMMIT))
 		channel_shutdown(source->link.channel);
-	link_send(&source->link, &message);
+	if (link_send(&source->link, &message) < 0 && !source->link.closed)
+		channel_shutdown(source->link.channel); /* it is recorded: as if it got lost */
 	ring_submit(source->ring);
 	inject_kill(INJECT_KILL_AFTER_COMMIT);
 	return 0;

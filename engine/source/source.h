@@ -95,8 +95,8 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 int source_expose(struct source *source, struct jaunt_error *error);
 /* Tells the target of what has been registered since. */
 void source_tell_exposed(struct source *source);
-/* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM. */
-int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze);
+/* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM with `error`. */
+int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze, struct jaunt_error *error);
 void source_freeze_forget(Jaunt__Freeze *freeze);
 /* Figures. Any thread. */
 void source_exposed_status(struct source *source, struct jaunt_status *status);

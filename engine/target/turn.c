@@ -46,6 +46,12 @@ void target_say(struct target *target, Jaunt__Control__MessageCase what, const c
 	link_send(&target->link, &message);
 }
 
+static bool is_abandoned(void *user)
+{
+	struct target *target = user;
+	return atomic_load(&target->base.abandon);
+}
+
 static void open_link(struct target *target, struct channel *channel)
 {
 	if (target->linked) { /* one VM at a time */
@@ -55,6 +61,8 @@ static void open_link(struct target *target, struct channel *channel)
 	channel_timeout(channel, target->base.options.peer_timeout_ms);
 	if (link_open(&target->link, channel, target->ring) < 0)
 		return;
+	target->link.gives_up = is_abandoned;
+	target->link.user = target;
 	if (preamble_send(channel, &target->shared.session, ATTACH_CONTROL, 0) < 0) {
 		link_close(&target->link);
 		return;

@@ -140,6 +140,50 @@ Test(link, many_more_messages_than_the_queue_holds_can_be_sent)
 	close_link();
 }
 
+static bool always(void *user)
+{
+	cr_assert_eq(user, &control);
+	return true;
+}
+
+Test(link, a_peer_that_takes_nothing_is_waited_for_no_longer_than_allowed)
+{
+	static uint8_t state[CONTROL_STATE_CHUNK];
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__State body = JAUNT__STATE__INIT;
+	struct jaunt_error error = {0};
+	int result = 0;
+
+	open_link();
+	cr_assert_gt(link_room(&control), 0);
+	control.send_timeout_ns = 20000000;
+	body.bytes.data = state;
+	body.bytes.len = sizeof(state);
+	message.message_case = JAUNT__CONTROL__MESSAGE_STATE;
+	message.state = &body;
+	while (!result)
+		result = link_send(&control, &message);
+	cr_assert_eq(result, -ETIMEDOUT);
+	cr_assert_eq(link_room(&control), 0);
+	cr_assert(!control.closed);
+	cr_assert_eq(link_why(&control, &error), -ETIMEDOUT);
+	cr_assert_str_eq(error.reason, "peer-silent");
+	control.send_timeout_ns = 0;
+	control.gives_up = always;
+	control.user = &control;
+	cr_assert_eq(link_send(&control, &message), -ECANCELED);
+	cr_assert_eq(link_why(&control, &error), -ECANCELED);
+	/* It goes on when the peer does. */
+	uint64_t sequence = control.sequence;
+	while (!link_room(&control)) {
+		cr_assert_geq(read(fd, state, sizeof(state)), 0);
+		cr_assert_geq(ring_wait(ring, 1000000), -ETIME);
+	}
+	cr_assert_eq(link_send(&control, &message), 0);
+	cr_assert_eq(control.sequence, sequence + 1, "what was not sent has no number");
+	close_link();
+}
+
 static void expect_end(const char *reason)
 {
 	struct jaunt_error error = {0};
