@@ -25,15 +25,22 @@
 #define REJECT_NO_SUCH_SERVICE 8
 #define REJECT_BY_PEER         28
 
+int rdma_unblock(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+		return -1;
+	return fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
 struct rdma_event_channel *rdma_events_create(const struct rdma_library *library)
 {
 	struct rdma_event_channel *events = library->cm.create_event_channel();
 
 	if (!events)
 		return NULL;
-	int flags = fcntl(events->fd, F_GETFL);
-	if (flags < 0 || fcntl(events->fd, F_SETFL, flags | O_NONBLOCK) ||
-	    fcntl(events->fd, F_SETFD, FD_CLOEXEC)) {
+	if (rdma_unblock(events->fd)) {
 		int code = errno;
 		library->cm.destroy_event_channel(events);
 		errno = code;

@@ -53,7 +53,10 @@ struct channel *rdma_channel_base(struct rdma_channel *channel);
 int rdma_transport_listen(struct listener **out, const struct address *address,
 			  struct jaunt_error *error);
 
-/* An event channel whose descriptor does not block; NULL: errno. */
+/* A descriptor of the libraries: does not block, and is not inherited. -1: errno. */
+int rdma_unblock(int fd);
+
+/* An event channel whose descriptor is so; NULL: errno. */
 struct rdma_event_channel *rdma_events_create(const struct rdma_library *library);
 
 #endif

@@ -29,7 +29,7 @@
 #include "transport/rdma_channel.h"
 
 #define LINGER_MS 500 /* for what was sent, when freeing */
-#define UNBIND_MS 100 /* for READs under way */
+#define UNBIND_MS 100 /* for READs under way, and for the farewell of a channel that is shut */
 
 #define GREETING_MAGIC   0x4a52u /* "RJ" */
 #define GREETING_VERSION 1
@@ -66,6 +66,15 @@ int rdma_greeting_decode(struct rdma_greeting *greeting, const void *bytes, size
 	return 0;
 }
 
+int rdma_end_of(const struct rdma_channel *channel, int error)
+{
+	/* Its kernel takes leave of the connection for a peer that was killed, too. */
+	if (!error && !channel->farewell)
+		return -ECONNRESET;
+	/* A farewell: its going resets what it leaves unanswered. */
+	return error == -ECONNRESET && channel->farewell ? 0 : error;
+}
+
 /* --- Dying --------------------------------------------------------------------------- */
 
 /* Afterwards the device has no part in the channel's memory. */
@@ -96,10 +105,7 @@ void rdma_channel_die(struct rdma_channel *channel, int error)
 	if (channel->dying)
 		return;
 	channel->dying = true;
-	/* The peer's going resets what it leaves unanswered. */
-	if (error == -ECONNRESET && channel->peer_closed)
-		error = 0;
-	channel->error = rdma_is_shut(channel) ? -ECANCELED : error;
+	channel->error = rdma_is_shut(channel) ? -ECANCELED : rdma_end_of(channel, error);
 	ring_undefer(channel->ring, &channel->task);
 	ring_cancel(channel->ring, &channel->again);
 	ring_cancel(channel->ring, &channel->watchdog);
@@ -107,6 +113,11 @@ void rdma_channel_die(struct rdma_channel *channel, int error)
 	rdma_events_unbind(channel);
 	/* READs that did come are told as such. */
 	rdma_events_take(channel, true);
+	if (error == -ECANCELED && rdma_is_shut(channel) && !channel->send_error &&
+	    !channel->peer_closed) {
+		rdma_send_farewell(channel);
+		rdma_events_settle(channel, true, true, channel->silent_looks ? 0 : UNBIND_MS);
+	}
 	disconnect(channel);
 	tell_lost_reads(channel);
 	channel->closed = true;
@@ -164,7 +175,8 @@ static void unbind_channel(struct channel *base)
 	channel->unbinding = false;
 	channel->ring = NULL;
 	rdma_send_close(channel);
-	if (!channel->dying && channel->reads && rdma_events_settle(channel, false, UNBIND_MS)) {
+	if (!channel->dying && channel->reads &&
+	    rdma_events_settle(channel, false, false, UNBIND_MS)) {
 		channel->dying = true;
 		disconnect(channel);
 	}
@@ -206,7 +218,7 @@ static void free_channel(struct channel *base)
 	if (!channel->dying && !channel->send_error && !rdma_events_take(channel, false) &&
 	    !rdma_events_hear(channel) && !channel->peer_closed) {
 		rdma_send_farewell(channel);
-		rdma_events_settle(channel, true, channel->silent_looks ? 0 : LINGER_MS);
+		rdma_events_settle(channel, true, false, channel->silent_looks ? 0 : LINGER_MS);
 	}
 	disconnect(channel);
 	rdma_receive_close(channel, false);
@@ -293,7 +305,7 @@ static int make_queue(struct rdma_channel *channel)
 		return -ENOSPC;
 	channel->read_limit = requests - RDMA_OTHERS;
 	channel->completions = library->verbs.create_comp_channel(channel->id->verbs);
-	if (!channel->completions)
+	if (!channel->completions || rdma_unblock(channel->completions->fd))
 		return -errno;
 	channel->queue = library->verbs.create_cq(channel->id->verbs, (int)(requests + receives),
 						  NULL, channel->completions, 0);

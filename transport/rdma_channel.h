@@ -93,6 +93,7 @@ struct rdma_channel {
 	size_t wanted;
 	bool paused, delivering, offer_again;
 	bool peer_closed; /* nothing more will arrive */
+	bool farewell;    /* and the peer said so itself: it was not killed */
 
 	/* Sending. */
 	struct rdma_message messages[RDMA_QUEUE]; /* those of `sent` still to be called included */
@@ -162,6 +163,9 @@ static inline bool rdma_is_shut(const struct rdma_channel *channel)
 	return atomic_load_explicit(&channel->shut, memory_order_relaxed);
 }
 
+/* What an end is to the owner that came with `error`, 0: the peer is gone: 0 only if it said
+ * farewell. */
+int rdma_end_of(const struct rdma_channel *channel, int error);
 /* Ends the connection, tells what was under way and calls `closed`. Out of a callback of the ring,
  * not from within one of the channel's. The channel may be gone afterwards. */
 void rdma_channel_die(struct rdma_channel *channel, int error);
@@ -179,8 +183,8 @@ int rdma_events_take(struct rdma_channel *channel, bool tell);
 /* Takes what the connection manager has said: 0, or -errno to die of. No callbacks. */
 int rdma_events_hear(struct rdma_channel *channel);
 /* Waits until no READ is under way, or, with `all`, nothing that was posted; at most timeout_ms: 0,
- * -ETIMEDOUT, -errno. No callbacks. */
-int rdma_events_settle(struct rdma_channel *channel, bool all, unsigned timeout_ms);
+ * -ETIMEDOUT, -errno. `tell`: with callbacks of the owner. */
+int rdma_events_settle(struct rdma_channel *channel, bool all, bool tell, unsigned timeout_ms);
 /* Before sleeping: has the device say when there is something, and looks once more. No callbacks.
  */
 void rdma_events_arm(struct rdma_channel *channel);

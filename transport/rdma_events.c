@@ -153,7 +153,7 @@ static bool poll_for_a_while(struct rdma_channel *channel)
 			channel->polls_failed = 0;
 			return true;
 		}
-	} while (clock_ns() < until);
+	} while (clock_ns() < until && !rdma_is_shut(channel));
 	channel->polls_failed++;
 	return false;
 }
@@ -322,13 +322,13 @@ void rdma_events_unbind(struct rdma_channel *channel)
 	ring_watch_remove(&channel->shut_watch);
 }
 
-int rdma_events_settle(struct rdma_channel *channel, bool all, unsigned timeout_ms)
+int rdma_events_settle(struct rdma_channel *channel, bool all, bool tell, unsigned timeout_ms)
 {
 	struct pollfd ready = {.fd = channel->completions->fd, .events = POLLIN};
 	uint64_t until = clock_ns() + (uint64_t)timeout_ms * 1000000;
 
 	for (;;) {
-		int error = rdma_events_take(channel, false);
+		int error = rdma_events_take(channel, tell);
 		if (error)
 			return error;
 		if (all ? channel->posted_first == channel->posted_next : !channel->reads)

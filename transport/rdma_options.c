@@ -18,7 +18,7 @@ static const struct option known[OPTIONS] = {
 	[TRAFFIC_CLASS] = {"traffic-class", 0, 255},
 	[ACK_TIMEOUT] = {"ack-timeout", 1, 31},
 	[RETRIES] = {"retries", 0, 7},
-	[POLL_US] = {"poll-us", 0, 1000000},
+	[POLL_US] = {"poll-us", 0, 1000},
 };
 
 static void set(struct rdma_options *options, unsigned which, unsigned long value)

@@ -48,7 +48,7 @@ int rdma_receive_arrived(struct rdma_channel *channel, unsigned slot, uint32_t b
 
 	channel->credits += immediate & RDMA_IMM_CREDITS;
 	if (immediate & RDMA_IMM_FAREWELL)
-		channel->peer_closed = true;
+		channel->peer_closed = channel->farewell = true;
 	if (channel->credits > channel->peer_slots)
 		return -EPROTO;
 	if (!bytes) {

@@ -19,6 +19,7 @@
 
 #include "base/bits.h"
 #include "tests/unit/transport/harness.h"
+#include "transport/rdma_channel.h"
 
 #define PAGE         ((size_t)4096)
 #define MEMORY_BYTES MIB(4)
@@ -46,6 +47,21 @@ static void need_device(void)
 	while (transport_listen(&listener, &address, &error))
 		usleep(50000);
 	listener_free(listener);
+}
+
+Test(rdma, only_a_peer_that_says_farewell_has_closed)
+{
+	struct rdma_channel *channel = calloc(1, sizeof(*channel));
+
+	channel->peer_closed = true;
+	cr_assert_eq(rdma_end_of(channel, 0), -ECONNRESET);
+	cr_assert_eq(rdma_end_of(channel, -ECONNRESET), -ECONNRESET);
+	cr_assert_eq(rdma_end_of(channel, -ETIMEDOUT), -ETIMEDOUT);
+	channel->farewell = true;
+	cr_assert_eq(rdma_end_of(channel, 0), 0);
+	cr_assert_eq(rdma_end_of(channel, -ECONNRESET), 0);
+	cr_assert_eq(rdma_end_of(channel, -ETIMEDOUT), -ETIMEDOUT);
+	free(channel);
 }
 
 /* --- A peer that is killed ----------------------------------------------------------- */
@@ -193,6 +209,7 @@ Test(rdma, a_peer_killed_in_the_middle_of_reads_ends_them_all)
 	cr_assert_eq(peer, 0, "the channel closed before anything was done to it: %d %s",
 		     reader.error, channel_failure(reader.channel));
 	cr_assert_eq(reader.told, reader.posted, "every READ is told of, before `closed`");
+	cr_assert_neq(reader.error, 0, "nobody said farewell");
 	cr_assert_gt(reader.good, 1000);
 	cr_assert_eq(channel_read_room(reader.channel), 0);
 	channel_free(reader.channel);
