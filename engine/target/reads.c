@@ -46,6 +46,7 @@ int reads_open(struct reads *reads, const struct guestmem *memory)
 		/* Each cell told and told again after the pause, and some more. */
 		reads->chunks_max += 4 * cells;
 		reads->bytes += cells * sizeof(*reads->cells[i]);
+		reads->pages += memory->regions[i].pages;
 	}
 	return 0;
 }
@@ -70,7 +71,7 @@ static bool run_exists(const struct reads *reads, size_t region, uint64_t first,
 	       count <= reads->memory->regions[region].pages - first;
 }
 
-static void publish(struct reads *reads, size_t region, const struct reads_chunk *chunk)
+static void publish(struct reads *reads, size_t region, struct reads_chunk *chunk)
 {
 	uint64_t pages = cell_pages(&reads->memory->regions[region]);
 
@@ -97,7 +98,10 @@ int reads_tell(struct reads *reads, const size_t *regions, const struct reads_ch
 	reads->chunks += count;
 	reads->bytes += count * sizeof(batch->chunks[0]);
 	for (size_t i = 0; i < count; i++) {
-		batch->chunks[i] = chunks[i];
+		batch->chunks[i] = (struct reads_chunk){.first = chunks[i].first,
+							.count = chunks[i].count,
+							.address = chunks[i].address,
+							.key = chunks[i].key};
 		publish(reads, regions[i], &batch->chunks[i]);
 	}
 	return 0;
@@ -108,21 +112,20 @@ static bool touches(const struct reads_chunk *chunk, uint64_t first, uint64_t co
 	return chunk && chunk->first < first + count && first < chunk->first + chunk->count;
 }
 
-/* The chunk is withdrawn as a whole, so it goes from all of its cells. */
+/* The chunk is withdrawn as a whole: in its other cells, by what it says itself. */
 int reads_forget(struct reads *reads, size_t region, uint64_t first, uint64_t count)
 {
-	if (!run_exists(reads, region, first, count))
+	if (!run_exists(reads, region, first, count) || count > reads->pages - reads->forgotten)
 		return -EPROTO;
 	uint64_t pages = cell_pages(&reads->memory->regions[region]);
 
+	reads->forgotten += count;
 	for (uint64_t cell = first / pages; cell * pages < first + count; cell++) {
-		const struct reads_chunk *chunk = reads->cells[region][cell];
+		struct reads_chunk *chunk = reads->cells[region][cell];
 		if (!touches(chunk, first, count))
 			continue;
-		for (uint64_t of = chunk->first / pages; of * pages < chunk->first + chunk->count;
-		     of++)
-			if (reads->cells[region][of] == chunk)
-				reads->cells[region][of] = NULL;
+		atomic_store(&chunk->withdrawn, true);
+		reads->cells[region][cell] = NULL;
 	}
 	return 0;
 }
@@ -138,7 +141,8 @@ bool reads_find(const struct reads *reads, size_t region, uint64_t page, uint64_
 	of = &reads->memory->regions[region];
 	chunk = atomic_load_explicit(&reads->cells[region][page / cell_pages(of)],
 				     memory_order_acquire);
-	if (!chunk || page < chunk->first || page - chunk->first >= chunk->count)
+	if (!chunk || atomic_load_explicit(&chunk->withdrawn, memory_order_acquire) ||
+	    page < chunk->first || page - chunk->first >= chunk->count)
 		return false;
 	uint64_t left = chunk->count - (page - chunk->first);
 	place->address = chunk->address + (page - chunk->first) * of->page_bytes;

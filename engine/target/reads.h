@@ -24,17 +24,19 @@ struct reads_chunk {
 	uint64_t first, count; /* pages */
 	uint64_t address;      /* of the first, at the source */
 	uint32_t key;
+	_Atomic bool withdrawn; /* by reads_forget(); no matter to reads_tell() */
 };
 
 struct reads {
 	const struct guestmem *memory;
 	/* By cell; set (release) once the chunk is whole, read with acquire. */
-	_Atomic(const struct reads_chunk *) *cells[JAUNT_MAX_REGIONS];
+	_Atomic(struct reads_chunk *) *cells[JAUNT_MAX_REGIONS];
 	uint64_t cell_count[JAUNT_MAX_REGIONS];
 	/* The telling thread's own. */
 	struct reads_batch *batches; /* every chunk that was told, until reads_close() */
 	uint64_t chunks, chunks_max;
-	_Atomic uint64_t bytes; /* of memory that this holds */
+	uint64_t pages, forgotten; /* of memory; of them, in runs that were forgotten */
+	_Atomic uint64_t bytes;    /* of memory that this holds */
 };
 
 /* Where to READ a run of pages. */
@@ -52,8 +54,8 @@ void reads_close(struct reads *reads); /* nobody looks up any more; also of one 
  * -ENOMEM. `region` and `chunk` of the same index belong together. */
 int reads_tell(struct reads *reads, const size_t *regions, const struct reads_chunk *chunks,
 	       size_t count);
-/* Forgets every chunk that a page of the run would be READ from, all of it. -EPROTO: no such run.
- */
+/* Forgets every chunk that a page of the run would be READ from, all of it. -EPROTO: no such run;
+ * more pages in all than memory has, which runs of their own never are. */
 int reads_forget(struct reads *reads, size_t region, uint64_t first, uint64_t count);
 
 /* Whether the page may be READ; how, and how many of up to `count` from it on. Any thread. */

@@ -145,6 +145,33 @@ Test(reads, a_chunk_beyond_its_region_is_refused_and_with_it_the_whole_message)
 	cr_assert_eq(reads_forget(&reads, 0, 10 * CELL, 8), -EPROTO);
 }
 
+Test(reads, a_chunk_in_two_pieces_is_withdrawn_as_a_whole)
+{
+	struct reads_place place;
+
+	cr_assert_eq(tell(0, 0, 5 * CELL, 0x10000000, 1), 0);
+	cr_assert_eq(tell(0, 2 * CELL, CELL, 0x20000000, 2), 0);
+	cr_assert_eq(reads_forget(&reads, 0, 1, 1), 0);
+	cr_assert(!reads_find(&reads, 0, CELL, 1, &place));
+	cr_assert(!reads_find(&reads, 0, 4 * CELL, 1, &place));
+	cr_assert(reads_find(&reads, 0, 2 * CELL, 1, &place), "what was told over it");
+	cr_assert_eq(place.key, 2);
+}
+
+Test(reads, no_more_is_forgotten_than_memory_has)
+{
+	uint64_t pages = memory.regions[0].pages;
+	struct reads_place place;
+
+	cr_assert_eq(tell(0, 0, CELL, 0x10000000, 1), 0);
+	cr_assert_eq(reads_forget(&reads, 0, 0, pages), 0);
+	cr_assert_eq(reads_forget(&reads, 1, 0, memory.regions[1].pages), 0);
+	cr_assert_eq(tell(0, 0, CELL, 0x10000000, 1), 0);
+	cr_assert_eq(reads_forget(&reads, 0, 0, pages), -EPROTO);
+	cr_assert_eq(reads_forget(&reads, 0, 0, 1), -EPROTO);
+	cr_assert(reads_find(&reads, 0, 0, 1, &place));
+}
+
 Test(reads, a_source_that_never_stops_telling_is_stopped)
 {
 	unsigned told = 0;
