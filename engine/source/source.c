@@ -165,9 +165,32 @@ static void note_figures(struct source *source, const Jaunt__Progress *progress)
 	pthread_mutex_unlock(&source->base.mutex);
 }
 
+/* The target completes the memory and says how far it is: it must get on. */
+struct remainder {
+	uint64_t missing, fell_ns;
+};
+
+static int watch_remainder(struct source *source, const Jaunt__Progress *progress,
+			   struct remainder *remainder, struct jaunt_error *error)
+{
+	uint64_t now = clock_ns();
+
+	note_figures(source, progress);
+	if (progress->missing < remainder->missing || !progress->missing)
+		*remainder = (struct remainder){progress->missing, now};
+	if (now - remainder->fell_ns < (uint64_t)source->base.options.peer_timeout_ms * MS_NS)
+		return 0;
+	return error_set(error, ETIMEDOUT, "no-progress",
+			 "the VM stands still for its last pages, and in %u ms the target has "
+			 "received none of the %" PRIu64 " that are missing",
+			 source->base.options.peer_timeout_ms, progress->missing);
+}
+
 /* A target that completes the memory first takes its time, and says how far it is. */
 static int await_loaded(struct source *source, struct jaunt_error *error)
 {
+	struct remainder remainder = {UINT64_MAX, clock_ns()};
+
 	for (;;) {
 		Jaunt__Control *message;
 		int result = source_next(source, source_deadline(source), &message, error);
@@ -177,7 +200,7 @@ static int await_loaded(struct source *source, struct jaunt_error *error)
 		if (what == JAUNT__CONTROL__MESSAGE_LOADED)
 			source->load_ns = message->loaded->load_ns;
 		else if (what == JAUNT__CONTROL__MESSAGE_PROGRESS && source->complete_first)
-			note_figures(source, message->progress);
+			result = watch_remainder(source, message->progress, &remainder, error);
 		else
 			result = source_unexpected(message, error);
 		control_free(message);

@@ -494,7 +494,8 @@ static int64_t fill_pump(void *user)
 
 	/* Without digests nothing that came could be installed, and would be asked for for ever. */
 	if (fill->dead || (shared->session.verify && fill->checker.dead) ||
-	    !atomic_load(&shared->granting) || !atomic_load(&shared->push))
+	    !atomic_load(&shared->granting) ||
+	    !(atomic_load(&shared->push) || atomic_load(&shared->complete_first)))
 		return -1;
 	pull_pump(fill);
 	while (fill->order_count < fill->window && channel_room(fill->channel))

@@ -43,6 +43,8 @@ struct target_shared {
 	_Atomic bool placing;  /* rounds: pages of epoch 0 are placed (place.h) */
 	_Atomic bool granting; /* the source's memory is frozen: streams may ask for ranges */
 	_Atomic bool push;
+	_Atomic bool
+		complete_first; /* the VM waits for all of it: streams fill even without push */
 	_Atomic uint64_t told[JAUNT_MAX_REGIONS]; /* holes before this page have all been told */
 
 	/* With digests and rounds, else NULL: the file has a copy, to be checked. One bit a page.

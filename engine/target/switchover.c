@@ -91,9 +91,10 @@ static int freeze(struct target *target, const Jaunt__Freeze *freeze, struct jau
 	target->copied = target->shared.memory.pages - pagemap_missing(&target->shared.map);
 	pthread_mutex_unlock(&target->base.mutex);
 	atomic_store(&target->shared.session.epoch, freeze->epoch);
+	target->complete_first = freeze->complete_first;
+	atomic_store(&target->shared.complete_first, freeze->complete_first);
 	if (freeze->complete_first)
 		target_grant(target);
-	target->complete_first = freeze->complete_first;
 	for (unsigned i = 0; i < target->shards; i++) /* faults that were parked until now */
 		worker_wake(&target->demands[i]->worker);
 	return 0;

@@ -321,3 +321,17 @@ Test(fill, of_a_payload_cut_between_pages_none_or_whole_pages_are_seen)
 	filling_expect_untouched(40, FILLING_PAGES - 40);
 	filling_close();
 }
+
+Test(fill, a_vm_that_waits_for_all_of_its_memory_gets_it_without_push)
+{
+	filling_open(FILLING_PAGES);
+	filling_start(false, false);
+	struct target_shared *shared = &filling.world.shared;
+	atomic_store(&shared->push, false);
+	atomic_store(&shared->complete_first, true);
+	atomic_store(&shared->granting, true);
+	worker_wake(&filling.fill->worker);
+	struct frame grant = filling_next_grant();
+	cr_assert_gt(grant.page_count, 0);
+	filling_close();
+}
