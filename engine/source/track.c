@@ -38,7 +38,11 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 
 int source_collect(struct source *source, struct jaunt_error *error)
 {
-	return tracker_collect(source->tracker, !source->paused, error);
+	int result = tracker_collect(source->tracker, !source->paused, error);
+
+	if (tracker_stands_still(source->tracker))
+		source->paused = true; /* whoever ends the migration here tries again */
+	return result;
 }
 
 void source_untrack(struct source *source)

@@ -85,13 +85,19 @@ static const struct tracker_ops *const kinds[] = {&tracker_driver, &tracker_writ
 						  &tracker_soft_dirty};
 #define KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
+/* Not to be had here, or taken by somebody else: a log or a userfaultfd has one user. */
+static bool another_may(int result)
+{
+	return result == -ENOTSUP || result == -EBUSY;
+}
+
 /* The first kind from the i-th on that can be opened. What is said if none can is about the last
  * one that was tried. */
 static int open_from(struct tracker *tracker, size_t i, struct jaunt_error *error)
 {
 	int result = -ENOTSUP;
 
-	for (tracker->kind = NULL; i < KINDS && result == -ENOTSUP; i++) {
+	for (tracker->kind = NULL; i < KINDS && another_may(result); i++) {
 		result = kinds[i]->open(tracker, error);
 		if (result == 0)
 			tracker->kind = kinds[i];
@@ -153,7 +159,7 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 	int result;
 
 	/* A driver may find out only now that this VM of its cannot. */
-	while (tracker->kind && (result = tracker->kind->start(tracker, error)) == -ENOTSUP &&
+	while (tracker->kind && another_may(result = tracker->kind->start(tracker, error)) &&
 	       tracker->any) {
 		size_t next = index_of(tracker->kind) + 1;
 		tracker->kind->close(tracker);
@@ -174,6 +180,11 @@ int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *e
 	int result = tracker->kind->collect(tracker, running, error);
 
 	return result < 0 ? error_context(error, "collect dirty pages") : 0;
+}
+
+bool tracker_stands_still(const struct tracker *tracker)
+{
+	return tracker->stands_still;
 }
 
 void tracker_stop(struct tracker *tracker)

@@ -21,6 +21,7 @@ struct tracker {
 	const struct tracker_ops *kind; /* NULL: none is open */
 	bool any;                       /* another kind would do, too */
 	bool started;
+	bool stands_still; /* it paused the VM, and could not resume it */
 	const struct jaunt_vm_ops *ops;
 	void *vm;
 	const struct guestmem *memory;

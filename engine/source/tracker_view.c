@@ -165,6 +165,7 @@ static int soft_dirty_collect(struct tracker *tracker, bool running, struct jaun
 		result = soft_dirty_clear(&tracker->soft_dirty, error);
 	/* Whether it could be paused or not, it is to run. */
 	int resumed = tracker->ops->resume(tracker->vm, &ignored, &failed);
+	tracker->stands_still = resumed < 0;
 	if (resumed < 0 && result == 0) {
 		result = resumed;
 		*error = failed;
