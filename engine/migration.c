@@ -379,6 +379,10 @@ int jaunt_migration_switch(struct jaunt_migration *migration, struct jaunt_error
 		return error_set(error, EINVAL, "no-rounds",
 				 "mode %s switches by itself, as soon as it can",
 				 migration->options.mode);
+	if (migration->options.no_post_copy)
+		return error_set(error, EINVAL, "no-post-copy",
+				 "a switch would run the VM with pages missing, which no-post-copy "
+				 "forbids");
 	if (!early)
 		return error_set(error, EINVAL, "not-in-rounds",
 				 "there is nothing to switch: the migration is at \"%s\"",
