@@ -8,8 +8,9 @@
 
 #include "base/bits.h"
 
-#define SLICE_PAGES 1024u    /* looked at before the thread listens again */
-#define IDLE_NS     20000000 /* how often to look for parts that became complete */
+#define SLICE_PAGES    1024u /* looked at before the thread listens again */
+#define RELEASE_SLICES 16u
+#define IDLE_NS        20000000 /* how often to look for parts that became complete */
 
 int sweep_open(struct sweep *sweep, struct target_shared *shared)
 {
@@ -134,7 +135,9 @@ static int64_t sweep_pump(void *user)
 {
 	struct sweep *sweep = user;
 
-	sweep_release(sweep, 1);
+	/* Looking for a part that has become complete is a walk over all of them. */
+	if (sweep->mapped_all || sweep->slices++ % RELEASE_SLICES == 0)
+		sweep_release(sweep, 1);
 	if (!sweep->left)
 		return -1;
 	if (sweep->mapped_all)

@@ -30,6 +30,7 @@ struct sweep {
 	size_t region;
 	uint64_t page;
 	bool mapped_all;
+	unsigned slices;
 	counter mapped; /* pages */
 };
 
