@@ -329,7 +329,8 @@ int jaunt_migration_set_push(struct jaunt_migration *migration, bool push);
  * gave pages back, they are no longer in the memory file. At a target it means nothing. */
 void jaunt_migration_discarded(struct jaunt_migration *migration, size_t region,
 			       uint64_t first_page, uint64_t count);
-/* The same: the VMM itself wrote to guest memory, past the tracker. */
+/* The same: the VMM itself wrote to guest memory, past the tracker. At the latest before pause()
+ * returns: what is told later may be taken for what was sent. */
 void jaunt_migration_wrote(struct jaunt_migration *migration, size_t region, uint64_t first_page,
 			   uint64_t count);
 /* Source, in rounds: switches as soon as what is under way has arrived. -EBUSY: there is nothing to

@@ -10,6 +10,7 @@
  * to run, as in vcpu.c: the kick of a pause is not lost.
  */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -75,7 +76,11 @@ int throttle_set(void *context, unsigned percent, struct jaunt_error *error)
 		pthread_join(vm->throttle.thread, NULL);
 		vm->throttle.running = false;
 	} else if (percent && !vm->throttle.running) {
+		sigset_t all, before;
+		sigfillset(&all); /* signals are the application's */
+		pthread_sigmask(SIG_SETMASK, &all, &before);
 		int failed = pthread_create(&vm->throttle.thread, NULL, throttle_main, vm);
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
 		if (failed) {
 			vm->throttle.percent = 0;
 			return error_set(error, failed, "no-threads",
