@@ -173,6 +173,13 @@ static void set(struct host *host, struct server_client *client, const json_t *r
 	else if (!host->job)
 		error_set(&error, ESRCH, "no-migration",
 			  "%s is not being moved: there is nothing to set", host->claim.name);
+	else if (json_is_integer(limit) &&
+		 !(json_integer_value(limit) >= 1 && json_integer_value(limit) <= 3600000))
+		error_set(&error, EINVAL, "bad-option",
+			  "a limit of the downtime is 1 ms to an hour");
+	else /* all of it, or nothing */
+		job_may_set(host->job, json_is_integer(bandwidth) || json_is_integer(limit),
+			    &error);
 	if (!error.code && json_is_integer(bandwidth))
 		job_set_bandwidth(host->job, count_of(request, "bandwidth", 0), &error);
 	if (!error.code && json_is_integer(limit))

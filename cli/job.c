@@ -317,6 +317,18 @@ static struct jaunt_migration *changeable(struct job *job, int *result, struct j
 	return migration;
 }
 
+int job_may_set(struct job *job, bool at_source, struct jaunt_error *error)
+{
+	int result;
+
+	if (!changeable(job, &result, error))
+		return result;
+	if (at_source && !job->outgoing)
+		return error_set(error, EINVAL, "not-source",
+				 "bandwidth and limits are set where the VM comes from");
+	return 0;
+}
+
 int job_set_bandwidth(struct job *job, uint64_t bytes_per_s, struct jaunt_error *error)
 {
 	int result;

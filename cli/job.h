@@ -36,6 +36,9 @@ struct jaunt_migration *job_migration(struct job *job);
 int job_cancel(struct job *job, struct jaunt_error *error);
 int job_abandon(struct job *job, struct jaunt_error *error);
 int job_resume_fenced(struct job *job, struct jaunt_error *error);
+/* Whether one of the following would be taken; `at_source`: one of the two that the source takes.
+ */
+int job_may_set(struct job *job, bool at_source, struct jaunt_error *error);
 int job_set_push(struct job *job, bool push, struct jaunt_error *error);
 int job_set_bandwidth(struct job *job, uint64_t bytes_per_s, struct jaunt_error *error);
 int job_set_downtime_limit(struct job *job, uint32_t limit_ms, struct jaunt_error *error);

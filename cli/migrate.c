@@ -67,7 +67,9 @@ static const struct argp_option migrate_options[] = {
 	{"timeout", COMMAND_KEY_TIMEOUT, "TIME", 0,
 	 "How long memory may be copied before the VM is switched (default: no limit)", 0},
 	{"timeout-action", COMMAND_KEY_TIMEOUT_ACTION, "switch|abort", 0,
-	 "What then: switch, with pages missing, or give up (default: switch)", 0},
+	 "What then, or after --max-rounds: switch, with pages missing, or give up (default: "
+	 "switch)",
+	 0},
 	{"no-post-copy", COMMAND_KEY_NO_POST_COPY, NULL, 0, "The VM never runs with pages missing",
 	 0},
 	{"throttle", COMMAND_KEY_THROTTLE, NULL, 0,
@@ -205,9 +207,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		if (!options->peer)
 			command_usage(state, "it needs a VM and where to move it, like "
 					     "`jaunt migrate web tcp:10.0.0.2'");
-		if (arguments->timeout_action && !options->timeout_ms)
-			command_usage(state, "--timeout-action is about --timeout, which is not "
-					     "there");
+		if (arguments->timeout_action && !options->timeout_ms && !options->max_rounds)
+			command_usage(state, "--timeout-action is about --timeout and "
+					     "--max-rounds, which are not there");
 		jaunt_options_check(options, &error);
 		break;
 	default:
@@ -434,7 +436,8 @@ int command_migrate(int argc, char **argv)
 			 follower.error.text);
 		text_clean(follower.status.peer, sizeof(follower.status.peer),
 			   arguments.options.peer);
-		snprintf(follower.status.mode, sizeof(follower.status.mode), "post-copy");
+		snprintf(follower.status.mode, sizeof(follower.status.mode), "%s",
+			 arguments.options.mode ? arguments.options.mode : "post-copy");
 		if (strcmp(follower.error.reason, "unknown-vm") == 0)
 			follower.status.vm_is_at = JAUNT_AT_UNKNOWN;
 	}

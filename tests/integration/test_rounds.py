@@ -115,6 +115,42 @@ class Rounds(migrating.Case):
         self.check_ended_at_source(command, target, FAILED, "failed")
         self.moves_now(source, case)
 
+    def test_the_last_of_the_rounds_allowed_is_the_end_as_a_timeout_is(self):
+        case = writing(mode="pre-copy")
+        source, target, command, _ = self.begin(
+            case, "--bandwidth", "40MB/s", "--downtime-limit", "1ms", "--max-rounds", "1",
+            "--timeout-action", "abort")
+        self.check_ended_at_source(command, target, FAILED, "failed")
+        self.moves_now(source, case)
+
+    def test_a_switch_that_was_forbidden_is_refused(self):
+        case = writing(mode="pre-copy")
+        source, target, command, _ = self.begin(case, *ENDLESS, "--no-post-copy")
+        self.in_rounds()
+        code, answer = self.site.run("switch", "a")
+        self.assertEqual(code, FAILED, answer.transcript())
+        self.assertIn("no-post-copy", answer.transcript())
+        code, answer = self.site.run("cancel", "a")
+        self.assertEqual(code, DONE, answer.transcript())
+        self.check_ended_at_source(command, target, CANCELLED, "cancelled")
+        self.moves_now(source, case)
+
+    def test_a_vm_that_stands_still_for_its_last_pages_gets_them_without_push(self):
+        case = writing(mode="pre-copy", workload="idle")
+        _, target, command, _ = self.begin(case, *ENDLESS)
+        self.in_rounds()
+        code, answer = self.site.run("set", "b", "push=off")
+        self.assertEqual(code, DONE, answer.transcript())
+        code, answer = self.site.run("set", "a", "bandwidth=none", "downtime-limit=1h")
+        self.assertEqual(code, DONE, answer.transcript())
+        self.assertEqual(command.wait(60), DONE)
+        cases.finish(self.site, case, target)
+
+    def test_a_refused_migration_says_the_mode_that_was_asked_for(self):
+        command = self.site.migrate("nobody", "tcp:127.0.0.1:1", "--mode", "hybrid")
+        self.assertEqual(command.wait(30), FAILED)
+        self.assertEqual(command.json()["mode"], "hybrid")
+
     def test_pre_copy_of_an_idle_guest_sends_each_page_once(self):
         case = writing(mode="pre-copy", workload="idle")
         _, target, command, _ = self.begin(case)
