@@ -476,7 +476,8 @@ int install_place(struct install *install, size_t region, uint64_t first, uint64
 }
 
 /* A huge page that is given up is not reserved for this guest any more, and when it is written to
- * again there may be none left: it stays, with zeros. */
+ * again there may be none left: it stays, with zeros. Where nothing was placed (a hole that was
+ * told) nothing is touched: COPY would find a page that it does not expect. */
 int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask)
 {
 	const struct guest_region *at = &install->memory->regions[region];
@@ -485,7 +486,8 @@ int install_unplace(struct install *install, size_t region, uint64_t word, uint6
 		return empty_file(install, region, word, mask);
 	for (; mask; mask &= mask - 1) {
 		uint64_t page = word * 64 + (unsigned)__builtin_ctzll(mask);
-		memset(at->view + page * at->page_bytes, 0, at->page_bytes);
+		if (is_in_file(install, region, page))
+			memset(at->view + page * at->page_bytes, 0, at->page_bytes);
 	}
 	return 0;
 }

@@ -199,10 +199,10 @@ static bool is_given_back(const struct guest_region *region, uint64_t page, cons
 static unsigned count_unclaimed(const struct target_shared *shared, size_t region, uint64_t first,
 				unsigned count)
 {
-	atomic_thread_fence(memory_order_seq_cst);
-	uint64_t claimed =
-		atomic_load(&shared->map.regions[region].claimed[first / 64]) >> (first % 64) &
-		bits_mask(0, count);
+	/* A read-modify-write that changes nothing: what was read before it stays before it. */
+	uint64_t claimed = atomic_fetch_or(&shared->map.regions[region].claimed[first / 64], 0) >>
+				   (first % 64) &
+			   bits_mask(0, count);
 	return claimed ? (unsigned)__builtin_ctzll(claimed) : count;
 }
 
