@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bits.h"
@@ -413,6 +414,20 @@ Test(install_huge, zeros_of_a_round_leave_the_page_in_the_file, .timeout = 60)
 	guest_join(&guest);
 	expect_made(0, 1, 1, 2);
 	free(bytes);
+	world_close(&world);
+}
+
+/* A hole that was told is in the map, and the file has nothing there. */
+Test(install_huge, zeros_of_a_round_over_a_hole_leave_the_file_empty, .timeout = 60)
+{
+	struct stat file;
+
+	open_huge(4);
+	cr_assert_eq(install_unplace(&world.shared.install, 0, 0, 1u << 1), 0);
+	cr_assert_eq(fstat(world.shared.memory.regions[0].fd, &file), 0);
+	cr_assert_eq(file.st_blocks, 0);
+	cr_assert_eq(install(0, 1, 1, 2), 1);
+	expect_made(0, 1, 1, 2);
 	world_close(&world);
 }
 
