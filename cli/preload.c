@@ -47,7 +47,7 @@ int preload_find(char *path, size_t room, const char *wanted, struct jaunt_error
 	if (strlen(found) >= room)
 		return error_set(error, ENAMETOOLONG, "no-agent",
 				 "the path of the agent is too long");
-	strcpy(path, found);
+	memcpy(path, found, strlen(found) + 1);
 	return 0;
 }
 

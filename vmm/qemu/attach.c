@@ -168,7 +168,7 @@ int attach_open(struct attach *attach, const char *path, struct jaunt_error *err
 	attach->fd = -1;
 	if (strlen(path) >= sizeof(place.sun_path))
 		return no_agent(error, ENAMETOOLONG, path);
-	strcpy(place.sun_path, path);
+	memcpy(place.sun_path, path, strlen(path) + 1);
 	attach->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (attach->fd < 0)
 		return no_agent(error, errno, path);

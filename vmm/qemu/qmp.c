@@ -118,7 +118,7 @@ static int grow(struct qmp *qmp, struct jaunt_error *error)
 /* The end of the first line in what was read, or NULL. */
 static char *line_end(struct qmp *qmp)
 {
-	char *end = qmp->bytes > qmp->looked
+	char *end = qmp->in && qmp->bytes > qmp->looked
 			    ? memchr(qmp->in + qmp->looked, '\n', qmp->bytes - qmp->looked)
 			    : NULL;
 
@@ -329,7 +329,7 @@ static int connect_to(struct qmp *qmp, const char *path, struct jaunt_error *err
 
 	if (strlen(path) >= sizeof(place.sun_path))
 		return unreachable(error, path, ENAMETOOLONG);
-	strcpy(place.sun_path, path);
+	memcpy(place.sun_path, path, strlen(path) + 1);
 	qmp->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	/* EAGAIN: too many wait to be heard already. */
 	if (qmp->fd < 0 || connect(qmp->fd, (struct sockaddr *)&place, sizeof(place)))

@@ -177,7 +177,7 @@ static int find_one(struct search *search, struct regions *regions, const json_t
 	if (!path[0] || !json_is_true(json_object_get(backend, "share")))
 		return not_shared(search, id, (uint64_t)bytes);
 	*one = (struct regions_one){.bytes = (uint64_t)bytes};
-	strcpy(one->id, id);
+	snprintf(one->id, sizeof(one->id), "%s", id);
 	result = look_at(search, one, path);
 	if (result == 0)
 		regions->count++;
