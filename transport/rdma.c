@@ -204,24 +204,6 @@ static int try_one(struct channel **out, struct attempt *at, const struct sockad
 	return result;
 }
 
-static int rank(int error)
-{
-	switch (-error) {
-	case ECONNREFUSED:
-		return 3;
-	case ETIMEDOUT:
-		return 2;
-	case ENODEV:
-	case ENETUNREACH:
-	case EHOSTUNREACH:
-	case EADDRNOTAVAIL:
-	case EAFNOSUPPORT:
-		return 0;
-	default:
-		return 1;
-	}
-}
-
 static int report(const struct address *address, int result, uint32_t timeout_ms,
 		  struct jaunt_error *error)
 {
@@ -298,7 +280,7 @@ static int rdma_connect_channel(struct channel **out, const struct address *addr
 				*error = at.error;
 			return result;
 		}
-		if (!best || rank(result) > rank(best))
+		if (!best || resolve_rank(result) > resolve_rank(best))
 			best = result;
 	}
 	return report(address, best, timeout_ms, error);

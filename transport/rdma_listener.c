@@ -218,12 +218,6 @@ static const struct listener_ops listener_ops = {
 
 /* --- Opening ------------------------------------------------------------------------- */
 
-static uint16_t *port_field(struct sockaddr_storage *address)
-{
-	return address->ss_family == AF_INET6 ? &((struct sockaddr_in6 *)(void *)address)->sin6_port
-					      : &((struct sockaddr_in *)(void *)address)->sin_port;
-}
-
 static int listen_one(struct rdma_listener *listener, struct sockaddr_storage *address,
 		      bool only_v6)
 {
@@ -257,7 +251,7 @@ static int open_ids(struct rdma_listener *listener, struct resolved *resolved, u
 	listener->port = port;
 	for (unsigned i = 0; i < resolved->count; i++) {
 		struct sockaddr_storage *address = &resolved->entries[i].address;
-		*port_field(address) = htons((uint16_t)listener->port);
+		*resolve_port(address) = htons((uint16_t)listener->port);
 		int result = listen_one(listener, address, has_v4);
 		if (result == -EADDRNOTAVAIL || result == -EAFNOSUPPORT || result == -ENODEV) {
 			failed = result;

@@ -213,3 +213,27 @@ void resolve_format(const struct sockaddr_storage *address, char text[RESOLVE_TE
 	else
 		snprintf(text, RESOLVE_TEXT, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
 }
+
+uint16_t *resolve_port(struct sockaddr_storage *address)
+{
+	return address->ss_family == AF_INET6 ? &((struct sockaddr_in6 *)(void *)address)->sin6_port
+					      : &((struct sockaddr_in *)(void *)address)->sin_port;
+}
+
+int resolve_rank(int error)
+{
+	switch (-error) {
+	case ECONNREFUSED:
+		return 3;
+	case ETIMEDOUT:
+		return 2;
+	case ENODEV:
+	case ENETUNREACH:
+	case EHOSTUNREACH:
+	case EADDRNOTAVAIL:
+	case EAFNOSUPPORT:
+		return 0;
+	default:
+		return 1;
+	}
+}

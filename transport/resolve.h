@@ -22,4 +22,10 @@ int resolve_address(struct resolved *out, const struct address *address, uint32_
 /* "127.0.0.1:7420", "[fe80::1%eth0]:7420" */
 void resolve_format(const struct sockaddr_storage *address, char text[RESOLVE_TEXT]);
 
+/* The port in it, in network byte order. */
+uint16_t *resolve_port(struct sockaddr_storage *address);
+
+/* Of the errors of several addresses of one host, the one that says most has the highest rank. */
+int resolve_rank(int error);
+
 #endif

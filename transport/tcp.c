@@ -77,23 +77,6 @@ static int connect_one(const struct sockaddr_storage *address, socklen_t bytes,
 	return fd;
 }
 
-static int rank(int error)
-{
-	switch (-error) {
-	case ECONNREFUSED:
-		return 3;
-	case ETIMEDOUT:
-		return 2;
-	case ENETUNREACH:
-	case EHOSTUNREACH:
-	case EADDRNOTAVAIL:
-	case EAFNOSUPPORT:
-		return 0;
-	default:
-		return 1;
-	}
-}
-
 static int report(const struct address *address, int result, uint32_t timeout_ms,
 		  struct jaunt_error *error)
 {
@@ -146,7 +129,7 @@ static int tcp_connect(struct channel **out, const struct address *address, uint
 		int fd = connect_one(&resolved.entries[i].address, resolved.entries[i].bytes,
 				     now + left / (resolved.count - i));
 		if (fd < 0) {
-			if (!best || rank(fd) > rank(best))
+			if (!best || resolve_rank(fd) > resolve_rank(best))
 				best = fd;
 			continue;
 		}

@@ -189,12 +189,6 @@ static const struct listener_ops listener_ops = {
 
 /* --- Opening ------------------------------------------------------------------------- */
 
-static uint16_t *port_field(struct sockaddr_storage *address)
-{
-	return address->ss_family == AF_INET6 ? &((struct sockaddr_in6 *)(void *)address)->sin6_port
-					      : &((struct sockaddr_in *)(void *)address)->sin_port;
-}
-
 /* Returns a listening socket or -errno. */
 static int listen_one(const struct sockaddr_storage *address, socklen_t bytes, bool only_v6)
 {
@@ -220,7 +214,7 @@ static unsigned port_of_socket(int fd)
 
 	if (getsockname(fd, (struct sockaddr *)&address, &bytes))
 		return 0;
-	return ntohs(*port_field(&address));
+	return ntohs(*resolve_port(&address));
 }
 
 /* Opens a socket for each address; 0, or the -errno that stands for all of them. */
@@ -234,7 +228,7 @@ static int open_sockets(struct tcp_listener *listener, struct resolved *resolved
 	listener->port = port;
 	for (unsigned i = 0; i < resolved->count; i++) {
 		struct sockaddr_storage *address = &resolved->entries[i].address;
-		*port_field(address) = htons((uint16_t)listener->port);
+		*resolve_port(address) = htons((uint16_t)listener->port);
 		int fd = listen_one(address, resolved->entries[i].bytes, has_v4);
 		if (fd >= 0) {
 			struct tcp_socket *socket = &listener->sockets[listener->count++];
