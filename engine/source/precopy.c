@@ -459,8 +459,13 @@ int source_precopy(struct source *source, struct jaunt_error *error)
 	return tell_stale_ahead(source, error);
 }
 
-void source_precopy_end(struct source *source)
+void source_unthrottle(struct source *source)
 {
 	set_throttle(source, 0);
+}
+
+void source_precopy_end(struct source *source)
+{
+	source_unthrottle(source);
 	source_untrack(source);
 }

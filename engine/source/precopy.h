@@ -36,6 +36,8 @@ int source_precopy(struct source *source, struct jaunt_error *error);
 int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error);
 /* Makes every stream look around. Any thread, while they run. */
 void source_wake_streams(void *user);
+/* The guest is not held back any more; writes are still tracked. */
+void source_unthrottle(struct source *source);
 /* Nothing of it is left: the guest is as fast as before. */
 void source_precopy_end(struct source *source);
 

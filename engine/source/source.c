@@ -323,10 +323,10 @@ static int end_here(struct source *source, enum jaunt_outcome outcome, struct ja
 	uint64_t first_entry_ns;
 	struct jaunt_error failed = {0};
 
-	/* Before it may run no READ may be under way. What is exposed is taken back behind that, by
-	 * source_run(): deregistering takes the longer the more memory there is. */
+	/* Before it may run no READ may be under way. What is exposed, and tracked, is let go of
+	 * behind that, by source_run(): it takes the longer the more memory there is. */
 	source_stop(source);
-	source_precopy_end(source);
+	source_unthrottle(source);
 	atomic_store(&source->shared.session.epoch, 0); /* nobody READs: it may give pages back */
 	if (source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
