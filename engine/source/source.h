@@ -3,6 +3,7 @@
 #ifndef ENGINE_SOURCE_SOURCE_H
 #define ENGINE_SOURCE_SOURCE_H
 
+#include "engine/inject.h"
 #include "engine/link.h"
 #include "engine/migration.h"
 #include "engine/source/digester.h"
@@ -73,6 +74,17 @@ int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
 void source_stop(struct source *source);
 /* The same, and takes back what is exposed, which takes the longer the more there is. */
 void source_disconnect(struct source *source);
+
+/* --- switchover.c: from the pause to COMMIT
+ * --------------------------------------------------------------------------------------------- */
+
+/* 0: COMMIT is recorded. -errno with `error`: it is not, and the VM may be paused. */
+int source_switch_over(struct source *source, struct jaunt_error *error);
+/* Fault injection: stays in the phase, hearing all that may end it. 0 or -errno. */
+int source_hold(struct source *source, enum inject_point point, struct jaunt_error *error);
+/* Memory stands still: where it has holes can be told, unless it was. */
+void source_tell_holes(struct source *source);
+void source_note_figures(struct source *source, const Jaunt__Progress *progress);
 
 /* --- track.c: dirty tracking. Called by the thread in run()
  * --------------------------------------------------------------------------------------------- */

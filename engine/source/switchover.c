@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From the pause to COMMIT: pauses the VM, tells what is stale and sends its state, waits for
+ * LOADED, and records COMMIT before it is submitted. Whatever goes wrong until then leaves the VM
+ * to be resumed here.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/inject.h"
+#include "engine/source/source.h"
+#include "engine/trace.h"
+#include "transport/ring.h"
+
+#define MS_NS 1000000u
+
+static int send_freeze(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
+
+	freeze.epoch = atomic_load(&source->shared.session.epoch);
+	freeze.last = true;
+	freeze.complete_first = source->complete_first;
+	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
+	message.freeze = &freeze;
+	int result = source_freeze_exposed(source, &freeze, error);
+	if (result == 0 && link_send(&source->link, &message) < 0)
+		result = link_why(&source->link, error);
+	source_freeze_forget(&freeze);
+	return result;
+}
+
+static int send_state(struct source *source, const uint8_t *state, size_t bytes,
+		      struct jaunt_error *error)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	int result = send_freeze(source, error);
+
+	for (size_t at = 0; result == 0 && (at == 0 || at < bytes);) {
+		Jaunt__State chunk = JAUNT__STATE__INIT;
+		size_t step = bytes - at < CONTROL_STATE_CHUNK ? bytes - at : CONTROL_STATE_CHUNK;
+		chunk.bytes.data = (uint8_t *)state + at;
+		chunk.bytes.len = step;
+		chunk.last = at + step == bytes;
+		chunk.last_instruction_ns = source->last_instruction_ns;
+		message.message_case = JAUNT__CONTROL__MESSAGE_STATE;
+		message.state = &chunk;
+		if (link_send(&source->link, &message) < 0)
+			result = link_why(&source->link, error);
+		at += step;
+		if (!step)
+			break;
+	}
+	return result;
+}
+
+/* Fault injection: stays in the phase, hearing all that may end it. */
+int source_hold(struct source *source, enum inject_point point, struct jaunt_error *error)
+{
+	uint64_t until = inject_hold_until_ns(point);
+	Jaunt__Control *message;
+
+	if (!until)
+		return 0;
+	int result = source_next(source, until, &message, error);
+	if (result == 1) {
+		result = source_unexpected(message, error);
+		control_free(message);
+	} else if (error->code == ETIMEDOUT && clock_ns() >= until) {
+		error_clear(error);
+		result = 0;
+	}
+	return result;
+}
+
+/* Memory stands still: where it has holes can be told. */
+void source_tell_holes(struct source *source)
+{
+	if (source->takes_holes && !source->holes_told && holes_start(&source->holes) < 0)
+		trace_event(source->base.lane, "holes", "the search for holes did not start");
+}
+
+static int pause_and_save(struct source *source, struct jaunt_error *error)
+{
+	void *state = NULL;
+	size_t bytes = 0;
+
+	source->pause_ns = clock_ns();
+	source->paused = true; /* also if it fails half way */
+	if (source->ops->pause(source->vm, &source->last_instruction_ns, error) < 0)
+		return error_context(error, "pause the VM");
+	uint64_t before = clock_ns();
+	if (source->ops->save(source->vm, &state, &bytes, error) < 0)
+		return error_context(error, "save the VM's state");
+	source->save_ns = clock_ns() - before;
+	inject_kill(INJECT_KILL_SWITCHOVER);
+	if (bytes > CONTROL_STATE_MAX) {
+		free(state);
+		return error_set(error, EMSGSIZE, "state-too-large",
+				 "the VM's device state has %zu bytes; at most %u can be sent",
+				 bytes, CONTROL_STATE_MAX);
+	}
+	int result = source_hold(source, INJECT_HOLD_SWITCHOVER, error);
+	if (result == 0)
+		result = source_tell_last_stale(source, 1, error);
+	if (result == 0) {
+		atomic_store(&source->shared.session.epoch, 1);
+		result = send_state(source, state, bytes, error);
+	}
+	free(state);
+	if (result == 0 && source->complete_first)
+		source_tell_holes(source);
+	return result;
+}
+
+void source_note_figures(struct source *source, const Jaunt__Progress *progress)
+{
+	struct jaunt_status *status = &source->base.status;
+
+	pthread_mutex_lock(&source->base.mutex);
+	status->pages.missing = progress->missing;
+	status->pages.zero = progress->zero;
+	status->pages.hole = progress->hole;
+	status->pages.copied = progress->copied;
+	status->pages.pushed = progress->pushed;
+	status->pages.demanded = progress->demanded;
+	status->pages.duplicate = progress->duplicate;
+	status->pages.discarded = progress->discarded;
+	status->pages.read = progress->read;
+	status->read_bytes = progress->read_bytes;
+	status->verified_pages = progress->verified;
+	status->mismatched_pages = progress->mismatched;
+	pthread_mutex_unlock(&source->base.mutex);
+}
+
+/* The target completes the memory and says how far it is: it must get on. */
+struct remainder {
+	uint64_t missing, fell_ns;
+};
+
+static int watch_remainder(struct source *source, const Jaunt__Progress *progress,
+			   struct remainder *remainder, struct jaunt_error *error)
+{
+	uint64_t now = clock_ns();
+
+	source_note_figures(source, progress);
+	if (progress->missing < remainder->missing || !progress->missing)
+		*remainder = (struct remainder){progress->missing, now};
+	if (now - remainder->fell_ns < (uint64_t)source->base.options.peer_timeout_ms * MS_NS)
+		return 0;
+	return error_set(error, ETIMEDOUT, "no-progress",
+			 "the VM stands still for its last pages, and in %u ms the target has "
+			 "received none of the %" PRIu64 " that are missing",
+			 source->base.options.peer_timeout_ms, progress->missing);
+}
+
+/* A target that completes the memory first takes its time, and says how far it is. */
+static int await_loaded(struct source *source, struct jaunt_error *error)
+{
+	struct remainder remainder = {UINT64_MAX, clock_ns()};
+
+	for (;;) {
+		Jaunt__Control *message;
+		int result = source_next(source, source_deadline(source), &message, error);
+		if (result < 0)
+			return result;
+		Jaunt__Control__MessageCase what = message->message_case;
+		if (what == JAUNT__CONTROL__MESSAGE_LOADED)
+			source->load_ns = message->loaded->load_ns;
+		else if (what == JAUNT__CONTROL__MESSAGE_PROGRESS && source->complete_first)
+			result = watch_remainder(source, message->progress, &remainder, error);
+		else
+			result = source_unexpected(message, error);
+		control_free(message);
+		if (result < 0 || what == JAUNT__CONTROL__MESSAGE_LOADED)
+			return result < 0 ? result : 0;
+	}
+}
+
+/* Either COMMIT is recorded now, or a cancel was first. */
+static int commit(struct source *source, struct jaunt_error *error)
+{
+	struct jaunt_migration *base = &source->base;
+
+	inject_kill(INJECT_KILL_BEFORE_COMMIT);
+	pthread_mutex_lock(&base->mutex);
+	bool cancelled = atomic_load(&base->cancel) || atomic_load(&base->abandon);
+	bool lost = atomic_load(&source->shared.session.lost);
+	if (!cancelled && !lost) {
+		base->committed = true;
+		base->status.vm_is_at = JAUNT_AT_UNKNOWN; /* until RESUMED is heard */
+		if (source->complete_first)
+			base->status.pages.missing = 0; /* before it said LOADED */
+		base->status.downtime_floor_us =
+			(double)(source->save_ns + source->load_ns + 2 * source->round_trip_ns) /
+			1e3;
+	}
+	pthread_mutex_unlock(&base->mutex);
+	if (cancelled)
+		return error_set(error, ECANCELED, "cancelled", "cancelled");
+	if (lost) { /* better here and whole than there and blocked */
+		pthread_mutex_lock(&source->shared.session.mutex);
+		*error = source->shared.session.why;
+		pthread_mutex_unlock(&source->shared.session.mutex);
+		return -error->code;
+	}
+
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Commit body = JAUNT__COMMIT__INIT;
+	message.message_case = JAUNT__CONTROL__MESSAGE_COMMIT;
+	message.commit = &body;
+	source->commit_ns = clock_ns();
+	if (inject_fires(INJECT_LINK_CUT_COMMIT))
+		channel_shutdown(source->link.channel);
+	if (link_send(&source->link, &message) < 0 && !source->link.closed)
+		channel_shutdown(source->link.channel); /* it is recorded: as if it got lost */
+	ring_submit(source->ring);
+	inject_kill(INJECT_KILL_AFTER_COMMIT);
+	return 0;
+}
+
+int source_switch_over(struct source *source, struct jaunt_error *error)
+{
+	int result;
+
+	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
+	if ((result = pause_and_save(source, error)) < 0 ||
+	    (result = await_loaded(source, error)) < 0 ||
+	    (result = source_hold(source, INJECT_HOLD_BEFORE_COMMIT, error)) < 0 ||
+	    (result = commit(source, error)) < 0)
+		return result;
+	return 0;
+}
