@@ -252,9 +252,10 @@ static int rdma_connect_channel(struct channel **out, const struct address *addr
 	uint64_t deadline = clock_ns() + (uint64_t)timeout_ms * 1000000;
 	struct rdma_options options;
 	struct resolved resolved;
-	struct attempt at = {.library = rdma_library(error), .options = &options};
+	const struct rdma_library *library = rdma_library(error);
+	struct attempt at = {.library = library, .options = &options};
 
-	if (!at.library)
+	if (!library)
 		return -ENOSYS;
 	int result = rdma_options_parse(&options, address, error);
 	if (result)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "fault/uffd_abi.h"
+#include "tests/unit/fault/descriptor.h"
 #include "tests/unit/fault/views.h"
 
 TestSuite(uffd, .timeout = 30);
@@ -140,36 +141,6 @@ Test(uffd, names_every_feature_that_the_kernel_offers_up_to_move)
 
 /* --- A userfaultfd of another process ------------------------------------------------------------
  */
-
-static void send_descriptor(int to, int fd)
-{
-	char byte = 'u', room[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec data = {&byte, 1};
-	struct msghdr message = {.msg_iov = &data,
-				 .msg_iovlen = 1,
-				 .msg_control = room,
-				 .msg_controllen = sizeof(room)};
-	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-	head->cmsg_level = SOL_SOCKET;
-	head->cmsg_type = SCM_RIGHTS;
-	head->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(head), &fd, sizeof(fd));
-	sendmsg(to, &message, 0);
-}
-
-static int receive_descriptor(int from)
-{
-	char byte, room[CMSG_SPACE(sizeof(int))];
-	struct iovec data = {&byte, 1};
-	struct msghdr message = {.msg_iov = &data,
-				 .msg_iovlen = 1,
-				 .msg_control = room,
-				 .msg_controllen = sizeof(room)};
-	int fd = -1;
-	if (recvmsg(from, &message, 0) == 1 && CMSG_FIRSTHDR(&message))
-		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-	return fd;
-}
 
 Test(uffd, serves_another_process_until_it_is_gone_and_then_says_esrch)
 {

@@ -134,14 +134,14 @@ class Tree:
         self.links = {}  # path inside -> text
         self.texts = {}  # path inside -> (text, mode)
 
-    def library(self, path):
+    def shared_object(self, path):
         self.copies[f"/lib64/{path.name}" if path.name.startswith("ld-linux") else
                     f"/usr/lib/x86_64-linux-gnu/{path.name}"] = path.resolve()
 
     def program(self, path, inside):
         self.copies[inside] = path
         for library in _libraries(path):
-            self.library(library)
+            self.shared_object(library)
 
     def digest(self):
         facts = [(inside, str(path), path.stat().st_size, path.stat().st_mtime_ns)
