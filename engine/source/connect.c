@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "engine/hello.h"
 #include "engine/source/source.h"
+#include "engine/trace.h"
 #include "transport/ring.h"
 
 #define MS_NS      1000000u
@@ -213,6 +214,9 @@ static int open_control(struct source *source, struct jaunt_error *error)
 	source->link.gives_up = is_to_end;
 	source->link.user = source;
 	source->linked = true;
+	const char *device = channel_device(channel);
+	if (device[0])
+		trace_event(source->base.lane, "device", "%s", device);
 	return 0;
 }
 

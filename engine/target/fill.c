@@ -295,14 +295,23 @@ static void check_zeros(struct fill *fill, uint64_t first, uint64_t count)
 	}
 }
 
+static void take_round_zeros(struct fill *fill, const struct frame *frame)
+{
+	struct target_shared *shared = fill->shared;
+
+	if (frame->flags & FRAME_FLAG_HOLE)
+		place_holes(shared, frame->region, frame->first_page, frame->page_count);
+	else
+		note_placed(fill, place_zero_run(shared, frame->region, frame->first_page,
+						 frame->page_count));
+}
+
 static void take_zeros(struct fill *fill, const struct frame *frame)
 {
 	uint64_t first = frame->first_page, left = frame->page_count;
 	if (!session_in_epoch(&fill->shared->session, frame->epoch)) {
-		if (in_round(fill, frame) && frame->flags & FRAME_FLAG_HOLE)
-			place_holes(fill->shared, frame->region, first, left);
-		else if (in_round(fill, frame))
-			note_placed(fill, place_zero_run(fill->shared, frame->region, first, left));
+		if (in_round(fill, frame))
+			take_round_zeros(fill, frame);
 		return;
 	}
 	uint64_t most =
