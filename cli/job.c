@@ -240,7 +240,7 @@ void job_status(struct job *job, struct jaunt_status *status)
 		set_text(status->peer, sizeof(status->peer), job->options.peer);
 	if (!status->mode[0] && job->outgoing)
 		set_text(status->mode, sizeof(status->mode),
-			 job->options.mode ? job->options.mode : "post-copy");
+			 job->options.mode ? job->options.mode : JAUNT_MODE_DEFAULT);
 	if (!done)
 		return;
 	/* Written once, before `done`: no lock needed any more. */

@@ -57,7 +57,7 @@ struct follower {
 
 static const struct argp_option migrate_options[] = {
 	{"mode", COMMAND_KEY_MODE, "MODE", 0,
-	 "stop-and-copy, pre-copy, post-copy, hybrid or auto (default: post-copy)", 0},
+	 "stop-and-copy, pre-copy, post-copy, hybrid or auto (default: " JAUNT_MODE_DEFAULT ")", 0},
 	{"downtime-limit", COMMAND_KEY_DOWNTIME_LIMIT, "TIME", 0,
 	 "How long the VM may stand still, for modes that choose the moment (default: 300ms)", 0},
 	{"total-limit", COMMAND_KEY_TOTAL_LIMIT, "TIME", 0,
@@ -222,13 +222,14 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 
 static json_t *request_of(const struct jaunt_options *options)
 {
-	json_t *request = json_pack(
-		"{s:s, s:o, s:s, s:b, s:I, s:I, s:b, s:b, s:b, s:I}", "command", "migrate", "peer",
-		text_json(options->peer), "mode", options->mode ? options->mode : "post-copy",
-		"push", options->push, "streams", (json_int_t)options->streams, "bandwidth",
-		(json_int_t)options->bandwidth_bytes_per_s, "verify", options->verify, "dry_run",
-		options->dry_run, "insecure", options->insecure, "peer_timeout_ms",
-		(json_int_t)options->peer_timeout_ms);
+	json_t *request =
+		json_pack("{s:s, s:o, s:s, s:b, s:I, s:I, s:b, s:b, s:b, s:I}", "command",
+			  "migrate", "peer", text_json(options->peer), "mode",
+			  options->mode ? options->mode : JAUNT_MODE_DEFAULT, "push", options->push,
+			  "streams", (json_int_t)options->streams, "bandwidth",
+			  (json_int_t)options->bandwidth_bytes_per_s, "verify", options->verify,
+			  "dry_run", options->dry_run, "insecure", options->insecure,
+			  "peer_timeout_ms", (json_int_t)options->peer_timeout_ms);
 	json_object_update_new(
 		request, json_pack("{s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:f}", "downtime_limit_ms",
 				   (json_int_t)options->downtime_limit_ms, "total_limit_ms",
@@ -437,7 +438,7 @@ int command_migrate(int argc, char **argv)
 		text_clean(follower.status.peer, sizeof(follower.status.peer),
 			   arguments.options.peer);
 		snprintf(follower.status.mode, sizeof(follower.status.mode), "%s",
-			 arguments.options.mode ? arguments.options.mode : "post-copy");
+			 arguments.options.mode ? arguments.options.mode : JAUNT_MODE_DEFAULT);
 		if (strcmp(follower.error.reason, "unknown-vm") == 0)
 			follower.status.vm_is_at = JAUNT_AT_UNKNOWN;
 	}

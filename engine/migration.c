@@ -28,7 +28,7 @@ void jaunt_options_init(struct jaunt_options *options)
 	options->total_weight = TOTAL_WEIGHT;
 }
 
-static const char *const modes[] = {"post-copy", "stop-and-copy", "pre-copy", "hybrid", "auto"};
+static const char *const modes[] = {"stop-and-copy", "pre-copy", "post-copy", "hybrid", "auto"};
 
 bool migration_has_rounds(const char *mode)
 {
@@ -65,7 +65,7 @@ const char *jaunt_place_name(enum jaunt_place place)
 /* What a mode cannot keep, and limits that say nothing. */
 static int check_mode(const struct jaunt_options *options, struct jaunt_error *error)
 {
-	const char *mode = options->mode ? options->mode : modes[0];
+	const char *mode = options->mode ? options->mode : JAUNT_MODE_DEFAULT;
 	const char *wrong = NULL;
 	size_t known = 0;
 
@@ -82,7 +82,7 @@ static int check_mode(const struct jaunt_options *options, struct jaunt_error *e
 		wrong = "runs the VM with pages missing, which no-post-copy forbids";
 	else if (!options->push && !runs_short)
 		wrong = "needs the push, which is turned off: nothing else would complete the "
-			"memory";
+			"memory; modes post-copy and hybrid do without";
 	else if (options->throttle && !slows)
 		wrong = "does not wait for the VM to write less: there is nothing to throttle";
 	else if (!migration_has_rounds(mode) && options->max_rounds)
@@ -137,10 +137,8 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 	migration->options = *options;
 	migration->options.peer = strdup(options->peer);
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++)
-		if (!options->mode || strcmp(options->mode, modes[i]) == 0) {
+		if (strcmp(options->mode ? options->mode : JAUNT_MODE_DEFAULT, modes[i]) == 0)
 			migration->options.mode = modes[i];
-			break;
-		}
 	if (options->tracker)
 		migration->options.tracker = strdup(options->tracker);
 	if (!migration->options.downtime_limit_ms)

@@ -144,10 +144,12 @@ struct jaunt_vm_factory {
 
 enum jaunt_timeout_action { JAUNT_TIMEOUT_SWITCH, JAUNT_TIMEOUT_ABORT };
 
+#define JAUNT_MODE_DEFAULT "auto"
+
 struct jaunt_options {
 	const char *peer; /* "tcp:HOST[:PORT]", IPv6 in brackets: to connect to, or to listen on */
-	/* source: "stop-and-copy", "pre-copy", "post-copy", "hybrid" or "auto"; NULL: "post-copy"
-	 */
+	/* source: "stop-and-copy", "pre-copy", "post-copy", "hybrid" or "auto"; NULL:
+	 * JAUNT_MODE_DEFAULT */
 	const char *mode;
 	bool push;                      /* source: stream missing pages in the background */
 	unsigned streams;               /* source: 1 to 64 */

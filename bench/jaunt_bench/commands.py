@@ -224,13 +224,14 @@ class Migration:
     raise Failed(f'{process.name()} does not listen: {process.last_words()}')
 
   def begin(self, *options):
-    """Asks for the migration; it goes on in the background."""
+    """Asks for the migration, by post-copy unless told otherwise; it goes on in the background."""
+    mode = () if '--mode' in options else ('--mode', 'post-copy')
     for side, process in (('source', self.source), ('target', self.target)):
       self.base[side] = machine.process_memory(process.pid).get('RssAnon', 0)
     self.watcher = threading.Thread(target=self._watch, daemon=True)
     self.watcher.start()
     self.mover = self.programs.start([self.programs.jaunt(), 'migrate', 'there',
-                                      f'tcp:127.0.0.1:{self.port}', '--json', *options])
+                                      f'tcp:127.0.0.1:{self.port}', '--json', *mode, *options])
 
   def _watch(self):
     """Notes the most anonymous memory each side has, and places the vCPUs as they appear."""

@@ -34,7 +34,7 @@ class Case(harness.Case):
             self.assertIsInstance(report["bytes"][field], int, field)
         self.assertEqual(report["result"], "completed")
         self.assertEqual(report["vm_is_at"], "target")
-        self.assertEqual(report["mode"], "post-copy")
+        self.assertEqual(report["mode"], "auto")
         self.assertEqual(report["ram_bytes"], 64 << 20)
         self.assertEqual(report["pages"]["missing"], 0)
         self.assertGreater(report["downtime_us"], 0)
@@ -44,7 +44,8 @@ class Case(harness.Case):
         and the command that follows."""
         source = self.start_vm("web")
         target = self.start_receive("tcp:127.0.0.1:0", "--as", "web2", "--json")
-        migrate = self.start("migrate", "web", target.peer, "--push=off", "--json", *options)
+        migrate = self.start("migrate", "web", target.peer, "--mode=post-copy", "--push=off",
+                             "--json", *options)
         target.wait_line("runs here now")
         source.wait_line("runs at")
         migrate.wait_line("missing")
@@ -160,9 +161,12 @@ class Complete(Case):
         self.start_vm("web")
         target = self.start_receive("tcp:127.0.0.1:0", "--as", "web2", "--trace",
                                     os.path.join(self.directory, "target.jsonl"))
-        migrate = self.run_jaunt("migrate", "web", target.peer, "--trace", "source.jsonl",
-                                 cwd=self.directory)
-        self.assertEqual(migrate.code, 0, migrate.errors())
+        migrate = self.start("migrate", "web", target.peer, "--mode=post-copy", "--push=off",
+                             "--trace", os.path.join(self.directory, "source.jsonl"))
+        target.wait_line("runs here now")
+        self.wait_status("web2", lambda vm: vm["migration"]["pages"]["demanded"])
+        self.assertEqual(self.run_jaunt("set", "web2", "push=on").code, 0)
+        self.assertEqual(migrate.wait(), 0, migrate.errors())
         self.stop(target)
         for name in ("source.jsonl", "target.jsonl"):
             with open(os.path.join(self.directory, name)) as lines:

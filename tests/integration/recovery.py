@@ -114,7 +114,7 @@ def runs_at_source(site, source):
 def moves_now(site, case, source, name="c"):
     """Another migration of the same VM, that nothing disturbs, and the guest's own check."""
     target = site.receive(name, *case.receive_options(), host=case.address)
-    command = site.migrate("a", target.peer, "--streams", str(case.streams))
+    command = site.migrate("a", target.peer, "--mode", case.mode, "--streams", str(case.streams))
     cases.require(command.wait(60) == migrating.DONE, f"migrate\n{command.transcript()}")
     cases.require(source.wait() == migrating.DONE, "the source did not end with 0")
     return cases.finish(site, cases.dataclasses.replace(case, verify=False), target, name)

@@ -32,7 +32,7 @@ class Large(unittest.TestCase):
             source = site.vm("a", *options)
             target = site.receive("b", *case.receive_options())
             site.until_working("a")
-            command = site.migrate("a", target.peer)
+            command = site.migrate("a", target.peer, "--mode", "post-copy")
             self.assertEqual(command.wait(120), 0, command.transcript())
             site.until("b", lambda status: status["guest"]["operations_since_arrival"] > 0,
                        "the guest runs on at the target")
@@ -101,7 +101,7 @@ class Large(unittest.TestCase):
             source = site.vm("a", *options)
             target = site.receive("b", *case.receive_options())
             site.until_working("a")
-            command = site.migrate("a", target.peer, "--push", "off", "--verify")
+            command = site.migrate("a", target.peer, "--mode", "post-copy", "--push", "off", "--verify")
             site.until("b", lambda status: (status["migration"] or {}).get("phase") == "post-copy"
                        and status["migration"]["pages"]["hole"] > 0, "holes are told")
             before = migrating.memory_file(source.pid).st_blocks

@@ -120,6 +120,7 @@ static _Noreturn void run_source(unsigned port)
 	snprintf(peer, sizeof(peer), "tcp:127.0.0.1:%u", port);
 	jaunt_options_init(&options);
 	options.peer = peer;
+	options.mode = "post-copy";
 	options.push = false;
 	if (make_memory() < 0)
 		_exit(100);
