@@ -118,6 +118,10 @@ int jaunt_options_check(const struct jaunt_options *options, struct jaunt_error 
 	if (options->fault_threads > 16)
 		return error_set(error, EINVAL, "bad-option",
 				 "%u fault threads: there can be 1 to 16", options->fault_threads);
+	if (options->allowed_count > JAUNT_MAX_ALLOWED)
+		return error_set(error, EINVAL, "bad-option",
+				 "%zu differences are allowed: there can be %d",
+				 options->allowed_count, JAUNT_MAX_ALLOWED);
 	return check_mode(options, error);
 }
 
@@ -141,6 +145,13 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 			migration->options.mode = modes[i];
 	if (options->tracker)
 		migration->options.tracker = strdup(options->tracker);
+	/* Without memory less is allowed. */
+	migration->options.allowed_count = 0;
+	for (size_t i = 0; i < options->allowed_count; i++)
+		if ((migration->allowed[migration->options.allowed_count] =
+			     strdup(options->allowed[i])))
+			migration->options.allowed_count++;
+	migration->options.allowed = (const char *const *)migration->allowed;
 	if (!migration->options.downtime_limit_ms)
 		migration->options.downtime_limit_ms = DOWNTIME_LIMIT_MS;
 	if (migration->options.total_weight == 0)
@@ -170,6 +181,9 @@ void migration_fini(struct jaunt_migration *migration)
 	free((char *)migration->options.peer);
 	free((char *)migration->options.tracker);
 	free(migration->decisions);
+	differences_close(&migration->differences);
+	for (size_t i = 0; i < migration->options.allowed_count; i++)
+		free(migration->allowed[i]);
 	pthread_mutex_destroy(&migration->mutex);
 }
 
@@ -308,6 +322,18 @@ size_t jaunt_migration_decisions(struct jaunt_migration *migration, size_t from,
 		out[count] = migration->decisions[from + count];
 		count++;
 	}
+	pthread_mutex_unlock(&migration->mutex);
+	return count;
+}
+
+size_t jaunt_migration_differences(struct jaunt_migration *migration, struct jaunt_difference *out,
+				   size_t room)
+{
+	size_t count = 0;
+
+	pthread_mutex_lock(&migration->mutex);
+	for (; count < migration->differences.count && count < room; count++)
+		out[count] = migration->differences.all[count];
 	pthread_mutex_unlock(&migration->mutex);
 	return count;
 }

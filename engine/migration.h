@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "engine/differences.h"
 #include "engine/session.h"
 #include "jaunt.h"
 
@@ -34,7 +35,9 @@ struct side_ops {
 
 struct jaunt_migration {
 	const struct side_ops *side;
-	struct jaunt_options options; /* strings are copies */
+	struct jaunt_options
+		options; /* strings are copies, but those that are allowed: `allowed` */
+	char *allowed[JAUNT_MAX_ALLOWED];
 	struct trace *trace;
 	struct trace_lane *lane; /* of the thread in run() */
 	struct session *session; /* the side's */
@@ -46,6 +49,7 @@ struct jaunt_migration {
 	uint64_t started_ns, switch_ns, ended_ns;
 	struct jaunt_decision *decisions; /* JAUNT_DECISIONS_MAX of them, made with the first */
 	size_t decision_count;
+	struct differences differences; /* source: told once, before it ends */
 
 	/* Requests; the thread in run() looks at them whenever it is woken. */
 	_Atomic bool cancel;

@@ -67,7 +67,24 @@ struct jaunt_description {
 	size_t property_count;
 	const struct jaunt_region *regions; /* on the target's side of create(): fd -1, view NULL */
 	size_t region_count;
+	/* On the target's side of create() only: items of a jaunt_difference that the source's
+	 * operator takes upon himself, and whether memory is copied while the VM runs there, so
+	 * that every write to it must be seen. */
+	const char *const *allowed;
+	size_t allowed_count;
+	bool rounds;
 };
+
+/* One item in which the VM that create() could make differs from the source's, or for which that
+ * one cannot move at all. */
+struct jaunt_difference {
+	const char *item;            /* "cpu model" */
+	const char *source, *target; /* "": not there */
+	const char *advice;
+	bool allowable; /* by jaunt_options.allowed */
+};
+#define JAUNT_MAX_ALLOWED     64
+#define JAUNT_MAX_DIFFERENCES 256
 
 struct jaunt_migration;
 
@@ -138,6 +155,9 @@ struct jaunt_vm_factory {
 		      struct jaunt_error *error);
 	/* The migration failed before the VM ran: forget it. */
 	void (*destroy)(void *context, void *vm);
+	/* Optional. Why the last create() refused, item by item: points *out at a list that stays
+	 * until the next create(), and returns how many there are. */
+	size_t (*differences)(void *context, const struct jaunt_difference **out);
 };
 
 /* --- Options ---------------------------------------------------------------------------------- */
@@ -164,10 +184,14 @@ struct jaunt_options {
 	unsigned max_rounds;        /* of pre-copy, 0: no limit of their number */
 	uint32_t timeout_ms;        /* until the switch; then timeout_action; 0: none */
 	enum jaunt_timeout_action timeout_action;
-	bool no_post_copy;      /* the VM never runs with pages missing */
-	double total_weight;    /* auto: what a second of total time counts in stall, 0: 0.01 */
-	bool throttle;          /* pre-copy: slow the vCPUs down when it does not converge */
-	const char *tracker;    /* of written pages, by name; NULL: the best there is */
+	bool no_post_copy;   /* the VM never runs with pages missing */
+	double total_weight; /* auto: what a second of total time counts in stall, 0: 0.01 */
+	bool throttle;       /* pre-copy: slow the vCPUs down when it does not converge */
+	const char *tracker; /* of written pages, by name; NULL: the best there is */
+	/* Source: differences that are no reason to refuse, by their item, as far as the driver
+	 * thinks that this can be safe. */
+	const char *const *allowed;
+	size_t allowed_count;
 	const char *trace_path; /* JSON lines of every fault, grant and decision; NULL: none */
 	bool note_demanded;     /* target: remember which pages were demanded, one bit a page */
 	uint32_t connect_timeout_ms; /* 0: 5000 */
@@ -319,6 +343,10 @@ void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_stat
  * predecessor. Returns how many were written to `out`. */
 size_t jaunt_migration_decisions(struct jaunt_migration *migration, size_t from,
 				 struct jaunt_decision *out, size_t room);
+/* Why the target refused to make the VM, item by item; the strings stay until the migration is
+ * closed. Returns how many were written to `out`. */
+size_t jaunt_migration_differences(struct jaunt_migration *migration, struct jaunt_difference *out,
+				   size_t room);
 /* Until COMMIT; afterwards -EBUSY, with the reason in `error`. */
 int jaunt_migration_cancel(struct jaunt_migration *migration, struct jaunt_error *error);
 /* Gives the migration up whatever its state, losing what only it holds. */

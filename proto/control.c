@@ -177,6 +177,29 @@ static int check_configure(const Jaunt__Configure *configure, struct jaunt_error
 			rc = check_text(property->value, CONTROL_VALUE_MAX, "property's value",
 					error);
 	}
+	if (!rc && configure->n_allowed > JAUNT_MAX_ALLOWED)
+		return bad(error, "more than 64 differences that are allowed");
+	return rc ? rc
+		  : check_texts(configure->allowed, configure->n_allowed, "allowed differences",
+				error);
+}
+
+static int check_refused(const Jaunt__Refused *refused, struct jaunt_error *error)
+{
+	int rc = check_text(refused->reason, CONTROL_STRING_MAX, "reason", error);
+
+	if (!rc)
+		rc = check_texts(refused->texts, refused->n_texts, "texts", error);
+	if (!rc && refused->n_differences > CONTROL_ITEMS_MAX)
+		return bad(error, "more than 256 differences");
+	for (size_t i = 0; !rc && i < refused->n_differences; i++) {
+		const Jaunt__Difference *difference = refused->differences[i];
+		rc = check_text(difference->item, CONTROL_STRING_MAX, "difference", error);
+		if (!rc)
+			rc = check_reason(difference->source, difference->target, error);
+		if (!rc)
+			rc = check_text(difference->advice, CONTROL_STRING_MAX, "advice", error);
+	}
 	return rc;
 }
 
@@ -244,11 +267,8 @@ static int check_message(const Jaunt__Control *message, struct jaunt_error *erro
 		    message->ready->fault_threads > CONTROL_CHANNELS_MAX)
 			return bad(error, "an impossible number of fault threads");
 		return 0;
-	case JAUNT__CONTROL__MESSAGE_REFUSED: {
-		const Jaunt__Refused *refused = message->refused;
-		int rc = check_text(refused->reason, CONTROL_STRING_MAX, "reason", error);
-		return rc ? rc : check_texts(refused->texts, refused->n_texts, "texts", error);
-	}
+	case JAUNT__CONTROL__MESSAGE_REFUSED:
+		return check_refused(message->refused, error);
 	case JAUNT__CONTROL__MESSAGE_FREEZE:
 		return check_freeze(message->freeze, error);
 	case JAUNT__CONTROL__MESSAGE_EXPOSED:

@@ -25,6 +25,7 @@
 #define CONTROL_STRING_MAX   4096u       /* any string but a property's value */
 #define CONTROL_VALUE_MAX    65536u      /* a property's value */
 #define CONTROL_TEXTS_MAX    256u        /* features in one Hello, texts in one Refused */
+#define CONTROL_ITEMS_MAX    256u        /* differences in one Refused */
 #define CONTROL_CHANNELS_MAX 64u         /* streams, or urgent channels */
 #define CONTROL_MEMORY_MAX   (16u << 20) /* bytes of memory that unpacking one message may use */
 

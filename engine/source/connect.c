@@ -304,6 +304,8 @@ static int send_configure(struct source *source, struct jaunt_error *error)
 	configure.verify = options->verify;
 	configure.dry_run = options->dry_run;
 	configure.rounds = migration_has_rounds(options->mode);
+	configure.allowed = (char **)options->allowed;
+	configure.n_allowed = options->allowed_count;
 	message.message_case = JAUNT__CONTROL__MESSAGE_CONFIGURE;
 	message.configure = &configure;
 	result = link_send(&source->link, &message);
@@ -317,6 +319,20 @@ out:
 	return result < 0 ? link_why(&source->link, error) : 0;
 }
 
+/* For whoever asks by jaunt_migration_differences(); without memory the error's text must do. */
+static void keep_differences(struct source *source, const Jaunt__Refused *refused)
+{
+	struct differences told;
+
+	if (differences_take(&told, refused) < 0)
+		return;
+	pthread_mutex_lock(&source->base.mutex);
+	struct differences former = source->base.differences;
+	source->base.differences = told;
+	pthread_mutex_unlock(&source->base.mutex);
+	differences_close(&former);
+}
+
 static int agree(struct source *source, struct jaunt_error *error)
 {
 	Jaunt__Control *message;
@@ -328,6 +344,8 @@ static int agree(struct source *source, struct jaunt_error *error)
 	if (result < 0)
 		return result;
 	result = 0;
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_REFUSED)
+		keep_differences(source, message->refused);
 	if (message->message_case != JAUNT__CONTROL__MESSAGE_READY)
 		result = source_unexpected(message, error);
 	else if (!message->ready->fault_threads ||

@@ -92,6 +92,7 @@ int target_await_source(struct target *target, struct jaunt_error *error)
 				return error_set(error, EIO, "io_uring", "wait for a source");
 		}
 		migration_phase(&target->base, JAUNT_PHASE_PREPARING);
+		target->differ = false;
 		int result = greet(target, error);
 		if (result == 0)
 			result = configure(target, error);

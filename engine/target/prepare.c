@@ -34,7 +34,10 @@ static int create_vm(struct target *target, const Jaunt__Configure *configure,
 					   .properties = properties,
 					   .property_count = configure->n_properties,
 					   .regions = regions,
-					   .region_count = configure->n_regions};
+					   .region_count = configure->n_regions,
+					   .allowed = (const char *const *)configure->allowed,
+					   .allowed_count = configure->n_allowed,
+					   .rounds = configure->rounds};
 	int result;
 
 	if (!properties || !regions) {
@@ -54,6 +57,7 @@ static int create_vm(struct target *target, const Jaunt__Configure *configure,
 					      .page_bytes = configure->regions[i]->page_bytes,
 					      .fd = -1};
 	result = target->factory->create(target->context, &wanted, &target->vm, error);
+	target->differ = result < 0;
 	if (result == 0)
 		result = target->factory->ops->describe(target->vm, &target->description, error);
 	if (result == 0 && target->description.region_count != wanted.region_count)

@@ -31,6 +31,7 @@ struct target {
 	bool complete_first;  /* the VM is not to run here with pages missing */
 	bool ran;             /* a vCPU has run here: the VM is not the engine's to destroy */
 	bool channels_wanted; /* Ready was sent, not all channels have come */
+	bool differ;          /* create() refused what this source described */
 
 	/* Set up by prepare, taken down by unprepare or close; read by status under the mutex. */
 	void *vm;

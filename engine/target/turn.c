@@ -13,6 +13,18 @@
 
 #define MS_NS 1000000u
 
+/* Of what create() refused in this attempt, if it did. */
+static void tell_differences(struct target *target, Jaunt__Refused *refused)
+{
+	const struct jaunt_vm_factory *factory = target->factory;
+	const struct jaunt_difference *all = NULL;
+
+	if (!target->differ || !factory->differences)
+		return;
+	size_t count = factory->differences(target->context, &all);
+	differences_tell(refused, all, count);
+}
+
 void target_say(struct target *target, Jaunt__Control__MessageCase what, const char *reason,
 		const char *text)
 {
@@ -29,6 +41,7 @@ void target_say(struct target *target, Jaunt__Control__MessageCase what, const c
 		refused.reason = (char *)reason;
 		refused.texts = texts;
 		refused.n_texts = 1;
+		tell_differences(target, &refused);
 		message.refused = &refused;
 		break;
 	case JAUNT__CONTROL__MESSAGE_FAILED:
@@ -44,6 +57,7 @@ void target_say(struct target *target, Jaunt__Control__MessageCase what, const c
 		break;
 	}
 	link_send(&target->link, &message);
+	differences_untell(&refused);
 }
 
 static bool is_abandoned(void *user)
