@@ -76,6 +76,8 @@ static void print_figures(FILE *out, const struct jaunt_status *status)
 		text_bytes(a, sizeof(a), status->wire_bytes),
 		text_bytes(b, sizeof(b), status->payload_bytes),
 		text_rate(c, sizeof(c), status->throughput_bytes_per_s));
+	if (status->device[0])
+		fprintf(out, "  device      %s\n", status->device);
 	if (status->registered_bytes)
 		fprintf(out, "  registered  %s in %s (estimated: %s), %s of it were holes\n",
 			text_bytes(a, sizeof(a), status->registered_bytes),

@@ -36,6 +36,7 @@ static const struct field fields[] = {
 	TEXT("vm", vm),
 	TEXT("peer", peer),
 	TEXT("mode", mode),
+	TEXT("device", device),
 	TEXT("register_error", register_error),
 	TEXT("trace_error", trace_error),
 	COUNT(NULL, "ram_bytes", ram_bytes),

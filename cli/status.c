@@ -150,6 +150,27 @@ static void print_advice(const json_t *vm)
 	       name, name);
 }
 
+/* What of the fabric is in use, where there is one. */
+static void print_device(const json_t *vm)
+{
+	char name[80], device[200], a[TEXT_ROOM], b[TEXT_ROOM], c[TEXT_ROOM];
+	struct jaunt_status status;
+
+	snapshot_parse(&status, json_object_get(vm, "migration"));
+	if (!status.device[0])
+		return;
+	text_clean(name, sizeof(name), text_of(vm, "name"));
+	text_clean(device, sizeof(device), status.device);
+	printf("\n%s: %s\n", name, device);
+	if (status.register_estimate_ms > 0)
+		printf("  %s registered with it in %s; estimated: %s\n",
+		       text_bytes(a, sizeof(a), status.registered_bytes),
+		       text_microseconds(b, sizeof(b), status.register_ms * 1000),
+		       text_microseconds(c, sizeof(c), status.register_estimate_ms * 1000));
+	if (status.register_error[0])
+		printf("  not all is registered: %s\n", status.register_error);
+}
+
 int command_status(int argc, char **argv)
 {
 	static const struct argp_option options[] = {
@@ -203,6 +224,8 @@ int command_status(int argc, char **argv)
 		       "VCPUS", "OPERATIONS", "ERRORS", "WORKLOAD", "MIGRATION");
 		for (size_t i = 0; i < json_array_size(list); i++)
 			print_row(json_array_get(list, i));
+		for (size_t i = 0; i < json_array_size(list); i++)
+			print_device(json_array_get(list, i));
 		for (size_t i = 0; i < json_array_size(list); i++)
 			print_advice(json_array_get(list, i));
 	} else if (!result) {

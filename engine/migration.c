@@ -202,6 +202,15 @@ void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase)
 		migration->options.phase_changed(migration->options.context, phase);
 }
 
+void migration_device(struct jaunt_migration *migration, const char *device)
+{
+	pthread_mutex_lock(&migration->mutex);
+	snprintf(migration->status.device, sizeof(migration->status.device), "%s", device);
+	pthread_mutex_unlock(&migration->mutex);
+	if (device[0])
+		trace_event(migration->lane, "device", "%s", device);
+}
+
 void migration_place(struct jaunt_migration *migration, enum jaunt_place place)
 {
 	pthread_mutex_lock(&migration->mutex);

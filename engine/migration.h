@@ -68,6 +68,8 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 void migration_fini(struct jaunt_migration *migration);
 
 void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase);
+/* What the control link goes over, for status and trace. */
+void migration_device(struct jaunt_migration *migration, const char *device);
 void migration_place(struct jaunt_migration *migration, enum jaunt_place place);
 /* Committed, but pages do not arrive: phase `blocked`, with why. */
 void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why);

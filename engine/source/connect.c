@@ -214,9 +214,7 @@ static int open_control(struct source *source, struct jaunt_error *error)
 	source->link.gives_up = is_to_end;
 	source->link.user = source;
 	source->linked = true;
-	const char *device = channel_device(channel);
-	if (device[0])
-		trace_event(source->base.lane, "device", "%s", device);
+	migration_device(&source->base, channel_device(channel));
 	return 0;
 }
 

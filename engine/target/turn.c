@@ -82,6 +82,7 @@ static void open_link(struct target *target, struct channel *channel)
 		return;
 	}
 	target->linked = true;
+	migration_device(&target->base, channel_device(channel));
 }
 
 void target_drop_link(struct target *target)

@@ -38,6 +38,7 @@ static struct jaunt_status example(void)
 		.register_ms = 18.5,
 		.register_estimate_ms = 19.5,
 		.register_error = "limit",
+		.device = "mlx5_0 port 1",
 		.wire_bytes = 7,
 		.payload_bytes = 8,
 		.throughput_bytes_per_s = 1e9,
@@ -72,6 +73,7 @@ Test(snapshot, a_status_comes_back_as_it_was)
 	cr_assert_eq(back.register_ms, 18.5);
 	cr_assert_eq(back.register_estimate_ms, 19.5);
 	cr_assert_str_eq(back.register_error, "limit");
+	cr_assert_str_eq(back.device, "mlx5_0 port 1");
 	cr_assert_eq(memcmp(&back.fault_latency_us, &status.fault_latency_us,
 			    sizeof(back.fault_latency_us)),
 		     0);

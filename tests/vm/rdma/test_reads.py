@@ -25,6 +25,8 @@ class Reads(lab.Case):
         self.assertGreater(pages["read"], 0.9 * (pages["pushed"] + pages["demanded"]))
         self.assertEqual(report["bytes"]["read"], pages["read"] * 4096)
         self.assertEqual(source["pages"]["read"], pages["read"])
+        for end in (report, source):
+            self.assertRegex(end["device"], "^rxe0 port 1, GID 0000:[0-9a-f:]+:0a08:0001, MTU 4096, ")
         registered = source["registered"]
         self.assertEqual(source["register_error"], "")
         self.assertGreater(registered["bytes"],
