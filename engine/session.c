@@ -61,6 +61,25 @@ void session_lose_channel(struct session *session, const struct channel *channel
 		     device);
 }
 
+#define TOKEN_SECRET (CONNECT_TOKEN_BYTES - SESSION_SECRET_BYTES) /* where it begins */
+
+void session_token(const struct session *session, enum attach_role role,
+		   uint8_t token[CONNECT_TOKEN_BYTES])
+{
+	memset(token, 0, CONNECT_TOKEN_BYTES);
+	token[0] = (uint8_t)role;
+	if (role != ATTACH_CONTROL)
+		memcpy(token + TOKEN_SECRET, session->secret, SESSION_SECRET_BYTES);
+}
+
+bool session_admits(const struct session *session, bool linked,
+		    const uint8_t token[CONNECT_TOKEN_BYTES])
+{
+	if (!linked)
+		return token[0] == ATTACH_CONTROL;
+	return session_equal(token + TOKEN_SECRET, session->secret, SESSION_SECRET_BYTES);
+}
+
 int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
 		  unsigned index)
 {

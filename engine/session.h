@@ -55,6 +55,15 @@ static inline bool session_in_epoch(const struct session *session, uint32_t epoc
 	return epoch && epoch == atomic_load(&session->epoch);
 }
 
+/* What a request to connect says of itself, where it can carry that: the role, and for all but a
+ * control link the session's secret. */
+void session_token(const struct session *session, enum attach_role role,
+		   uint8_t token[CONNECT_TOKEN_BYTES]);
+/* Whether one with this token may be of use: while there is a control link, only what knows the
+ * session's secret; else a control link. */
+bool session_admits(const struct session *session, bool linked,
+		    const uint8_t token[CONNECT_TOKEN_BYTES]);
+
 /* The 96 bytes that begin every connection. */
 int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
 		  unsigned index);

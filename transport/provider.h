@@ -24,6 +24,9 @@ struct channel_ops {
 	void (*pause)(struct channel *channel, bool paused);
 	void (*shutdown)(struct channel *channel);
 	void (*free)(struct channel *channel); /* is unbound already */
+	/* Before `unbind` and `free`, which then take no regard of the peer. NULL: they never do.
+	 */
+	void (*drop)(struct channel *channel);
 	int (*pace)(struct channel *channel, uint64_t bytes_per_s);
 	int (*timeout)(struct channel *channel, uint32_t timeout_ms);
 	struct channel_totals (*totals)(const struct channel *channel);
@@ -64,6 +67,8 @@ struct listener_ops {
 
 struct listener {
 	const struct listener_ops *ops;
+	bool (*admit)(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]); /* NULL: all */
+	void *admit_user;
 };
 
 struct transport {

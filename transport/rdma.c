@@ -64,6 +64,9 @@ static int errno_of(const struct rdma_cm_event *event)
 
 	switch (event->event) {
 	case RDMA_CM_EVENT_REJECTED:
+		if (rdma_is_refusal(event->param.conn.private_data,
+				    event->param.conn.private_data_len))
+			return -EBUSY;
 		return status == REJECT_NO_SUCH_SERVICE || status == REJECT_BY_PEER ? -ECONNREFUSED
 										    : -ECONNRESET;
 	case RDMA_CM_EVENT_DEVICE_REMOVAL:
@@ -124,6 +127,8 @@ struct attempt {
 	const struct rdma_options *options;
 	struct rdma_event_channel *events;
 	struct rdma_cm_id *id;
+	uint64_t group;
+	const uint8_t *token;
 	uint64_t deadline_ns;
 	struct jaunt_error error; /* code 0: the result says it all */
 };
@@ -158,9 +163,11 @@ static int connect_one(struct rdma_channel **out, struct attempt *at,
 	int result = resolve_path(at, address);
 	if (result)
 		return result;
-	result = rdma_channel_create(out, at->id, at->events, at->options, true, &own, &at->error);
+	result = rdma_channel_create(out, at->id, at->events, at->options, at->group, &own,
+				     &at->error);
 	if (result)
 		return result;
+	memcpy(own.token, at->token, sizeof(own.token));
 	rdma_greeting_encode(&own, bytes);
 	struct rdma_conn_param parameters = {
 		.private_data = bytes,
@@ -235,6 +242,12 @@ static int report(const struct address *address, int result, uint32_t timeout_ms
 				 "connect to %s: %s; check the address and this host's routes, "
 				 "and that the network there is one of an RDMA device",
 				 text, strerror(-result));
+	case EBUSY:
+		return error_set(
+			error, EBUSY, "turned-away",
+			"connect to %s: turned away: it is taking another VM, or a session "
+			"that this is no part of; wait for its end, or use another receiver",
+			text);
 	case EPROTO:
 		return error_set(error, EPROTO, "connect",
 				 "connect to %s: what answers there is no jaunt, or speaks "
@@ -253,7 +266,10 @@ static int rdma_connect_channel(struct channel **out, const struct address *addr
 	struct rdma_options options;
 	struct resolved resolved;
 	const struct rdma_library *library = rdma_library(error);
-	struct attempt at = {.library = library, .options = &options};
+	struct attempt at = {.library = library,
+			     .options = &options,
+			     .group = address->group,
+			     .token = address->token};
 
 	if (!library)
 		return -ENOSYS;

@@ -26,24 +26,33 @@ int rdma_options_parse(struct rdma_options *options, const struct address *addre
 struct rdma_greeting {
 	uint16_t slots; /* messages it can take unread */
 	uint32_t slot_bytes;
-	uint8_t reads_served;  /* READs of the peer that its device serves at once */
-	uint8_t reads_started; /* READs that it may start at once */
+	uint8_t reads_served;               /* READs of the peer that its device serves at once */
+	uint8_t reads_started;              /* READs that it may start at once */
+	uint8_t token[CONNECT_TOKEN_BYTES]; /* of who connects; in the answer all zero */
 };
 
-#define RDMA_GREETING_BYTES 16
+#define RDMA_GREETING_BYTES (16 + CONNECT_TOKEN_BYTES) /* all that a request may carry */
+
+/* What a listener says to one that it refuses by its token. */
+#define RDMA_REFUSAL_BYTES 4
+void rdma_refusal_encode(uint8_t bytes[RDMA_REFUSAL_BYTES]);
+bool rdma_is_refusal(const void *bytes, size_t count);
 
 void rdma_greeting_encode(const struct rdma_greeting *greeting, uint8_t bytes[RDMA_GREETING_BYTES]);
 /* `count` bytes came. -EPROTO: not from a channel of this transport, or of another version of it,
  * or out of bounds. */
 int rdma_greeting_decode(struct rdma_greeting *greeting, const void *bytes, size_t count);
 
+/* Of a channel that was accepted: what nobody may READ. */
+#define RDMA_GROUP_ACCEPTED UINT64_MAX
+
 /* A fresh channel around `id`, whose events come through `events`, both not owned before it
- * succeeds: its queue pair is made and takes messages. `greeting` is what to tell the peer. Fills
- * `error`. */
+ * succeeds: its queue pair is made and takes messages. `group`: of what may be READ over it.
+ * `greeting` is what to tell the peer. Fills `error`. */
 struct rdma_channel;
 int rdma_channel_create(struct rdma_channel **out, struct rdma_cm_id *id,
 			struct rdma_event_channel *events, const struct rdma_options *options,
-			bool dialed, struct rdma_greeting *greeting, struct jaunt_error *error);
+			uint64_t group, struct rdma_greeting *greeting, struct jaunt_error *error);
 /* Before it is connected: undoes rdma_channel_create(); the id and its events stay. */
 void rdma_channel_discard(struct rdma_channel *channel);
 /* Once the peer's greeting is known. */

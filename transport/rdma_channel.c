@@ -32,8 +32,10 @@
 #define UNBIND_MS 100 /* for READs under way, and for the farewell of a channel that is shut */
 
 #define GREETING_MAGIC   0x4a52u /* "RJ" */
-#define GREETING_VERSION 1
+#define GREETING_VERSION 2
+#define GREETING_TOKEN   16   /* where it begins */
 #define SLOTS_MOST       1024 /* believed of a peer */
+#define REFUSAL          1    /* behind the magic number, in the place of the version */
 
 /* --- Greeting ------------------------------------------------------------------------ */
 
@@ -46,6 +48,7 @@ void rdma_greeting_encode(const struct rdma_greeting *greeting, uint8_t bytes[RD
 	memset(bytes, 0, RDMA_GREETING_BYTES);
 	memcpy(bytes, words, sizeof(words));
 	memcpy(bytes + 8, &slot_bytes, sizeof(slot_bytes));
+	memcpy(bytes + GREETING_TOKEN, greeting->token, CONNECT_TOKEN_BYTES);
 }
 
 int rdma_greeting_decode(struct rdma_greeting *greeting, const void *bytes, size_t count)
@@ -63,7 +66,23 @@ int rdma_greeting_decode(struct rdma_greeting *greeting, const void *bytes, size
 	    greeting->slots < 2 || greeting->slots > SLOTS_MOST ||
 	    greeting->slot_bytes < CHANNEL_HEAD_MAX)
 		return -EPROTO;
+	memcpy(greeting->token, (const uint8_t *)bytes + GREETING_TOKEN, CONNECT_TOKEN_BYTES);
 	return 0;
+}
+
+void rdma_refusal_encode(uint8_t bytes[RDMA_REFUSAL_BYTES])
+{
+	uint16_t words[2] = {htole16(GREETING_MAGIC), htole16(REFUSAL)};
+
+	memcpy(bytes, words, sizeof(words));
+}
+
+bool rdma_is_refusal(const void *bytes, size_t count)
+{
+	uint8_t refusal[RDMA_REFUSAL_BYTES];
+
+	rdma_refusal_encode(refusal);
+	return bytes && count >= sizeof(refusal) && !memcmp(bytes, refusal, sizeof(refusal));
 }
 
 int rdma_end_of(const struct rdma_channel *channel, int error)
@@ -227,6 +246,15 @@ static void free_channel(struct channel *base)
 	library->cm.destroy_event_channel(events);
 }
 
+/* What is under way ends here, so that nothing is waited for any more. */
+static void drop_channel(struct channel *base)
+{
+	struct rdma_channel *channel = rdma_channel_of(base);
+
+	channel->dying = true;
+	disconnect(channel);
+}
+
 /* --- Options and figures ------------------------------------------------------------- */
 
 static void shutdown_channel(struct channel *base)
@@ -275,6 +303,7 @@ static const struct channel_ops channel_ops = {
 	.pause = rdma_receive_pause,
 	.shutdown = shutdown_channel,
 	.free = free_channel,
+	.drop = drop_channel,
 	.pace = rdma_send_pace,
 	.timeout = rdma_liveness_timeout,
 	.totals = totals,
@@ -346,9 +375,9 @@ static int make_slots(struct rdma_channel *channel, struct jaunt_error *error)
 	return channel->slots_region ? 0 : -errno;
 }
 
-static int set_up(struct rdma_channel *channel, struct jaunt_error *error)
+static int set_up(struct rdma_channel *channel, uint64_t group, struct jaunt_error *error)
 {
-	int result = rdma_domain_get(&channel->domain, channel->id->verbs, channel->dialed, error);
+	int result = rdma_domain_get(&channel->domain, channel->id->verbs, group, error);
 
 	if (result)
 		return result;
@@ -376,7 +405,7 @@ static int set_up(struct rdma_channel *channel, struct jaunt_error *error)
 
 int rdma_channel_create(struct rdma_channel **out, struct rdma_cm_id *id,
 			struct rdma_event_channel *events, const struct rdma_options *options,
-			bool dialed, struct rdma_greeting *greeting, struct jaunt_error *error)
+			uint64_t group, struct rdma_greeting *greeting, struct jaunt_error *error)
 {
 	struct rdma_channel *channel = calloc(1, sizeof(*channel));
 
@@ -386,11 +415,11 @@ int rdma_channel_create(struct rdma_channel **out, struct rdma_cm_id *id,
 	channel->library = rdma_library(NULL);
 	channel->id = id;
 	channel->events_from = events;
-	channel->dialed = dialed;
+	channel->dialed = group != RDMA_GROUP_ACCEPTED;
 	channel->shut_fd = -1;
 	channel->poll_ns = options->poll_us * 1000;
 	channel->task.run = run_task;
-	int result = set_up(channel, error);
+	int result = set_up(channel, group, error);
 	if (result) {
 		release(channel);
 		return result;

@@ -14,7 +14,7 @@ static struct rdma_domain *domains;
 
 /* Under the lock. */
 static int create(struct rdma_domain **out, const struct rdma_library *library,
-		  struct ibv_context *device, bool dialed)
+		  struct ibv_context *device, uint64_t group)
 {
 	struct rdma_domain *domain = calloc(1, sizeof(*domain));
 	if (!domain)
@@ -22,7 +22,7 @@ static int create(struct rdma_domain **out, const struct rdma_library *library,
 	domain->library = library;
 	domain->device = device;
 	domain->device_name = library->verbs.get_device_name(device->device);
-	domain->dialed = dialed;
+	domain->group = group;
 	int result = library->verbs.query_device(device, &domain->limits);
 	if (!result) {
 		domain->pd = library->verbs.alloc_pd(device);
@@ -39,7 +39,7 @@ static int create(struct rdma_domain **out, const struct rdma_library *library,
 	return 0;
 }
 
-int rdma_domain_get(struct rdma_domain **out, struct ibv_context *device, bool dialed,
+int rdma_domain_get(struct rdma_domain **out, struct ibv_context *device, uint64_t group,
 		    struct jaunt_error *error)
 {
 	const struct rdma_library *library = rdma_library(error);
@@ -49,12 +49,12 @@ int rdma_domain_get(struct rdma_domain **out, struct ibv_context *device, bool d
 		return -ENOSYS;
 	pthread_mutex_lock(&lock);
 	struct rdma_domain *domain = domains;
-	while (domain && (domain->device != device || domain->dialed != dialed))
+	while (domain && (domain->device != device || domain->group != group))
 		domain = domain->next;
 	if (domain)
 		domain->references++;
 	else
-		result = create(&domain, library, device, dialed);
+		result = create(&domain, library, device, group);
 	pthread_mutex_unlock(&lock);
 	*out = domain;
 	return result ? error_set(error, -result, "rdma",

@@ -3,9 +3,10 @@
  * A protection domain of a device, shared by the channels, exposures and landings that must be able
  * to name each other's memory.
  *
- * There are at most two for a device: one for channels that this process dialed, one for those it
- * accepted. So whoever merely connects to a listener is never in the domain in which memory is
- * exposed to the peer that this process chose.
+ * There is one for each group of channels that this process dialed, which is a session, and one for
+ * all that it accepted. A key is good for channels of its domain alone: neither whoever merely
+ * connects to a listener nor the peer of another session can use it, even if they know it; and
+ * after the session its domain is gone.
  */
 #ifndef TRANSPORT_RDMA_DOMAIN_H
 #define TRANSPORT_RDMA_DOMAIN_H
@@ -21,14 +22,14 @@ struct rdma_domain {
 	struct ibv_pd *pd;
 	struct ibv_device_attr limits;
 	const char *device_name;
-	bool dialed;
+	uint64_t group; /* RDMA_GROUP_ACCEPTED: accepted */
 	/* Guarded by the lock of rdma_domain.c. */
 	unsigned references;
 	struct rdma_domain *next;
 };
 
 /* Any thread. -errno; fills `error`. */
-int rdma_domain_get(struct rdma_domain **out, struct ibv_context *device, bool dialed,
+int rdma_domain_get(struct rdma_domain **out, struct ibv_context *device, uint64_t group,
 		    struct jaunt_error *error);
 void rdma_domain_hold(struct rdma_domain *domain); /* one more reference */
 void rdma_domain_put(struct rdma_domain *domain);

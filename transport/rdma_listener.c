@@ -6,7 +6,8 @@
  * one event channel. "0.0.0.0" and "[::]" listen on every device. A request is accepted at once:
  * its queue pair is made, which takes some milliseconds of the ring's thread, and the channel is
  * handed to the owner before the peer has confirmed; should it never do so, the channel closes as
- * any other whose peer goes. One that brings no greeting of a channel is refused.
+ * any other whose peer goes. One that brings no greeting of a channel, or a token that the owner
+ * does not want, is refused before anything is made for it.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -76,6 +77,20 @@ static void refuse(struct rdma_listener *listener, struct rdma_cm_id *id)
 	listener->library->cm.destroy_id(id);
 }
 
+/* By its token; false: it was refused, and says why. */
+static bool is_admitted(struct rdma_listener *listener, const struct request *request)
+{
+	uint8_t refusal[RDMA_REFUSAL_BYTES];
+
+	if (request->result || !listener->base.admit ||
+	    listener->base.admit(listener->base.admit_user, request->peer.token))
+		return true;
+	rdma_refusal_encode(refusal);
+	listener->library->cm.reject(request->id, refusal, sizeof(refusal));
+	listener->library->cm.destroy_id(request->id);
+	return false;
+}
+
 /* The channel, or NULL: the request was refused. */
 static struct channel *accept_request(struct rdma_listener *listener, struct request *request)
 {
@@ -90,8 +105,8 @@ static struct channel *accept_request(struct rdma_listener *listener, struct req
 		return NULL;
 	}
 	if (library->cm.migrate_id(request->id, events) ||
-	    rdma_channel_create(&channel, request->id, events, &listener->options, false, &own,
-				NULL))
+	    rdma_channel_create(&channel, request->id, events, &listener->options,
+				RDMA_GROUP_ACCEPTED, &own, NULL))
 		goto out;
 	rdma_greeting_encode(&own, bytes);
 	struct rdma_conn_param parameters = {
@@ -115,7 +130,8 @@ out:
 
 static void take_request(struct rdma_listener *listener, struct request *request)
 {
-	struct channel *channel = accept_request(listener, request);
+	struct channel *channel =
+		is_admitted(listener, request) ? accept_request(listener, request) : NULL;
 
 	if (channel)
 		listener->accepted(listener->user, channel, 0);

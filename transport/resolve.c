@@ -223,6 +223,8 @@ uint16_t *resolve_port(struct sockaddr_storage *address)
 int resolve_rank(int error)
 {
 	switch (-error) {
+	case EBUSY:
+		return 4;
 	case ECONNREFUSED:
 		return 3;
 	case ETIMEDOUT:

@@ -68,6 +68,13 @@ unsigned listener_port(const struct listener *listener)
 	return listener->ops->port(listener);
 }
 
+void listener_admit(struct listener *listener,
+		    bool (*admit)(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]), void *user)
+{
+	listener->admit = admit;
+	listener->admit_user = user;
+}
+
 int listener_bind(struct listener *listener, struct ring *ring,
 		  void (*accepted)(void *user, struct channel *channel, int error), void *user)
 {
@@ -130,6 +137,13 @@ void channel_free(struct channel *channel)
 		return;
 	channel->ops->unbind(channel);
 	channel->ops->free(channel);
+}
+
+void channel_drop(struct channel *channel)
+{
+	if (channel && channel->ops->drop)
+		channel->ops->drop(channel);
+	channel_free(channel);
 }
 
 int channel_pace(struct channel *channel, uint64_t bytes_per_s)

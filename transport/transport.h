@@ -49,12 +49,19 @@ struct resolved {
 	} entries[RESOLVE_MAX];
 };
 
+#define CONNECT_TOKEN_BYTES 40 /* what a request to connect may carry to the listener */
+
 /* "tcp:HOST[:PORT]" or "tcp:[V6]:PORT", parsed. */
 struct address {
 	char scheme[8];
 	char host[256];
 	uint16_t port;     /* JAUNT_DEFAULT_PORT when none is given */
 	char options[128]; /* "name=value,…" behind a comma, checked; "" when there are none */
+	/* Of rdma: what is exposed over a channel may be READ over those alone that this process
+	 * dialed with the same number. */
+	uint64_t group;
+	/* Brought along where connecting can carry it, for listener_admit(). */
+	uint8_t token[CONNECT_TOKEN_BYTES];
 	/* Of address_resolve(): all that connecting and listening then use. `count` 0: each looks
 	 * the host up for itself. */
 	struct resolved resolved;
@@ -76,8 +83,8 @@ bool address_is_loopback(const struct address *address);
 /* Tries every address of the host, which it looks up unless that was done, and blocks up to
  * timeout_ms in all. It may need the listener to be served meanwhile, so not on the thread that
  * serves it. Reasons: "bad-address", "resolve", "connect-refused", "connect-timeout",
- * "unreachable", "connect"; and of rdma: "no-rdma" (no library, or no device leads there),
- * "memory-lock", "rdma". */
+ * "unreachable", "connect"; and of rdma: "turned-away" (see listener_admit()), "no-rdma" (no
+ * library, or no device leads there), "memory-lock", "rdma". */
 int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
 		      struct jaunt_error *error);
 
@@ -87,6 +94,13 @@ int transport_connect(struct channel **out, const struct address *address, uint3
 int transport_listen(struct listener **out, const struct address *address,
 		     struct jaunt_error *error);
 unsigned listener_port(const struct listener *listener);
+
+/* Where a request to connect carries the token of its address, `admit` is asked before anything is
+ * set up for whoever asks; false: it is refused. NULL: all are let in. Runs like `accepted`, and
+ * must not free the listener. Call before listener_bind(). */
+void listener_admit(struct listener *listener,
+		    bool (*admit)(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]),
+		    void *user);
 
 /* Starts accepting on `ring`; `accepted` gets each new channel, unbound, and owns it; on an error
  * that ends the listening it gets NULL and -errno. It may unbind and free the listener. */
@@ -157,8 +171,12 @@ void channel_pause(struct channel *channel, bool paused);
  * not yet delivered are not delivered any more. From any thread, while the channel exists. */
 void channel_shutdown(struct channel *channel);
 
-/* Unbinds if bound. */
+/* Unbinds if bound. What was `sent` still reaches the peer, which learns that this was no accident:
+ * that may take half a second where the peer's device does not answer. */
 void channel_free(struct channel *channel);
+/* The same without regard for the peer, and so at once: READs under way end, too. For strangers,
+ * and where another channel says what there is to say. */
+void channel_drop(struct channel *channel);
 
 /* Rate limit of sending, bytes per second, 0: none. By the kernel where it can. -ENOTSUP */
 int channel_pace(struct channel *channel, uint64_t bytes_per_s);
@@ -191,8 +209,8 @@ const char *channel_failure(const struct channel *channel);
 bool channel_can_read(const struct channel *channel);
 
 /* Memory of this process that the other end may READ: over `channel`, and over every other channel
- * that this process dialed through the same device. `address` and `key` are what the other end
- * names it by; a READ may cover any part of it. */
+ * that this process dialed in the same group through the same device. `address` and `key` are what
+ * the other end names it by; a READ may cover any part of it. */
 struct exposure {
 	uint64_t address;
 	uint32_t key;

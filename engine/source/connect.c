@@ -179,8 +179,10 @@ static int knock(struct source *source, struct channel *channel, struct jaunt_er
 			 source->base.options.peer, source->base.options.connect_timeout_ms);
 }
 
-static int open_channel(struct source *source, struct channel **channel, struct jaunt_error *error)
+static int open_channel(struct source *source, struct channel **channel, enum attach_role role,
+			struct jaunt_error *error)
 {
+	session_token(&source->shared.session, role, source->peer.token);
 	int result = transport_connect(channel, &source->peer,
 				       source->base.options.connect_timeout_ms, error);
 	if (result == 0)
@@ -197,7 +199,7 @@ static bool is_to_end(void *user)
 static int open_control(struct source *source, struct jaunt_error *error)
 {
 	struct channel *channel;
-	int result = open_channel(source, &channel, error);
+	int result = open_channel(source, &channel, ATTACH_CONTROL, error);
 
 	if (result < 0)
 		return result;
@@ -370,7 +372,7 @@ static int open_serves(struct source *source, struct jaunt_error *error)
 {
 	for (unsigned i = 0; i < source->serve_count; i++) {
 		struct channel *channel;
-		int result = open_channel(source, &channel, error);
+		int result = open_channel(source, &channel, ATTACH_URGENT, error);
 		if (result < 0)
 			return result;
 		struct serve *serve = calloc(1, sizeof(*serve));
@@ -399,7 +401,7 @@ static int open_streams(struct source *source, struct jaunt_error *error)
 {
 	for (unsigned i = 0; i < source->stream_count; i++) {
 		struct channel *channel;
-		int result = open_channel(source, &channel, error);
+		int result = open_channel(source, &channel, ATTACH_STREAM, error);
 		if (result < 0)
 			return result;
 		uint64_t rate = source_stream_rate(source);
@@ -430,7 +432,7 @@ static int open_digester(struct source *source, struct jaunt_error *error)
 	int result = 0;
 
 	for (unsigned i = 0; result == 0 && i < count; i++)
-		result = open_channel(source, &channels[i], error);
+		result = open_channel(source, &channels[i], ATTACH_VERIFY, error);
 	if (result == 0 &&
 	    (result = digester_start(&source->digester, &source->shared, channels, count)) < 0)
 		error_set(error, -result, "start", "start the digests: %s", strerror(-result));
@@ -487,6 +489,13 @@ static int measure_round_trip(struct source *source, struct jaunt_error *error)
 	return 0;
 }
 
+/* What is exposed in one session is of no use to another's channels. */
+static uint64_t next_group(void)
+{
+	static _Atomic uint64_t last;
+	return atomic_fetch_add(&last, 1) + 1;
+}
+
 int source_connect(struct source *source, struct jaunt_error *error)
 {
 	int result;
@@ -494,6 +503,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	if (session_create(&source->shared.session) < 0)
 		return error_set(error, EIO, "random", "the kernel gives no random numbers");
 	source->shared.session.verify = source->base.options.verify;
+	source->peer.group = next_group();
 	source->stream_count = source->base.options.streams;
 	source->shared.streams = source->stream_count;
 	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);

@@ -49,6 +49,14 @@ static void gate_closed(void *user, int error)
 
 static const struct channel_events gate_events = {.received = gate_received, .closed = gate_closed};
 
+static void evict(struct gate_visitor *visitor)
+{
+	if (!visitor->refused)
+		turn_away(visitor, "it said nothing, and others came");
+	channel_drop(visitor->channel);
+	visitor->channel = NULL;
+}
+
 /* A free place, if need be that of the visitor who has been standing there for longest: a crowd
  * that says nothing must not keep out the one who would. NULL: all of them have arrived. */
 static struct gate_visitor *place_for(struct gate *gate)
@@ -62,13 +70,31 @@ static struct gate_visitor *place_for(struct gate *gate)
 		if (!visitor->arrived && (!oldest || visitor->deadline_ns < oldest->deadline_ns))
 			oldest = visitor;
 	}
-	if (!oldest)
-		return NULL;
-	if (!oldest->refused)
-		turn_away(oldest, "it said nothing, and others came");
-	channel_free(oldest->channel);
-	oldest->channel = NULL;
+	if (oldest)
+		evict(oldest);
 	return oldest;
+}
+
+/* Whoever comes over such a transport costs more, even before it says anything. */
+static bool gate_admits(void *user, const uint8_t token[CONNECT_TOKEN_BYTES])
+{
+	struct gate *gate = user;
+	struct gate_visitor *oldest = NULL;
+	unsigned waiting = 0;
+
+	if (!gate->admit(gate->user, token))
+		return false;
+	for (unsigned i = 0; i < GATE_PENDING_MAX; i++) {
+		struct gate_visitor *visitor = &gate->visitors[i];
+		if (!visitor->channel || visitor->arrived)
+			continue;
+		waiting++;
+		if (!oldest || visitor->deadline_ns < oldest->deadline_ns)
+			oldest = visitor;
+	}
+	if (waiting >= GATE_ADMITTED_MAX)
+		evict(oldest);
+	return true;
 }
 
 static void gate_accepted(void *user, struct channel *channel, int error)
@@ -82,7 +108,7 @@ static void gate_accepted(void *user, struct channel *channel, int error)
 	}
 	struct gate_visitor *visitor = place_for(gate);
 	if (!visitor) {
-		channel_free(channel);
+		channel_drop(channel);
 		return;
 	}
 	*visitor = (struct gate_visitor){.gate = gate,
@@ -94,12 +120,16 @@ static void gate_accepted(void *user, struct channel *channel, int error)
 		visitor->refused = true;
 }
 
-int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms)
+int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms,
+	      bool (*admit)(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]), void *user)
 {
 	memset(gate, 0, sizeof(*gate));
 	gate->listener = listener;
 	gate->ring = ring;
 	gate->timeout_ms = timeout_ms;
+	gate->admit = admit;
+	gate->user = user;
+	listener_admit(listener, admit ? gate_admits : NULL, gate);
 	return listener_bind(listener, ring, gate_accepted, gate);
 }
 
@@ -108,9 +138,9 @@ void gate_close(struct gate *gate)
 	if (!gate->listener)
 		return;
 	listener_unbind(gate->listener);
+	listener_admit(gate->listener, NULL, NULL);
 	for (unsigned i = 0; i < GATE_PENDING_MAX; i++)
-		if (gate->visitors[i].channel)
-			channel_free(gate->visitors[i].channel);
+		channel_drop(gate->visitors[i].channel);
 	memset(gate, 0, sizeof(*gate));
 }
 
@@ -125,7 +155,7 @@ bool gate_take(struct gate *gate, struct channel **channel, struct attach *attac
 		if (!visitor->refused && !visitor->arrived && now > visitor->deadline_ns)
 			turn_away(visitor, "it said nothing in time");
 		if (visitor->refused) {
-			channel_free(visitor->channel);
+			channel_drop(visitor->channel);
 			visitor->channel = NULL;
 		} else if (visitor->arrived) {
 			channel_unbind(visitor->channel);

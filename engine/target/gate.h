@@ -12,6 +12,9 @@
 #include "engine/session.h"
 
 #define GATE_PENDING_MAX 128u
+/* Of those that were asked for a token first: they come over a transport where each costs a queue
+ * pair and memory that stays in place. */
+#define GATE_ADMITTED_MAX 16u
 
 struct gate;
 
@@ -28,13 +31,17 @@ struct gate {
 	struct listener *listener; /* not owned */
 	struct ring *ring;
 	uint32_t timeout_ms;
+	bool (*admit)(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]);
+	void *user;
 	struct gate_visitor visitors[GATE_PENDING_MAX];
 	/* Why the last visitor was turned away; empty: none was. */
 	char turned_away[256];
 	uint64_t turned_away_count;
 };
 
-int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms);
+/* `admit`: see listener_admit(); NULL: everybody. */
+int gate_open(struct gate *gate, struct listener *listener, struct ring *ring, uint32_t timeout_ms,
+	      bool (*admit)(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]), void *user);
 void gate_close(struct gate *gate);
 
 /* Call after every wait on the ring: lets go of who is too late. Takes one visitor whose preamble

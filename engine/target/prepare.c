@@ -257,7 +257,7 @@ void target_attach(struct target *target, struct channel *channel, const struct 
 	if (!target->channels_wanted ||
 	    !session_equal(attach->session, shared->session.id, SESSION_ID_BYTES) ||
 	    !session_equal(attach->secret, shared->session.secret, SESSION_SECRET_BYTES)) {
-		channel_free(channel);
+		channel_drop(channel);
 		return;
 	}
 	channel_timeout(channel, target->base.options.peer_timeout_ms);
@@ -271,7 +271,7 @@ void target_attach(struct target *target, struct channel *channel, const struct 
 		 index - target->shards < target->streams)
 		kept = keep(&target->waiting_stream_check[index - target->shards], channel);
 	if (!kept) {
-		channel_free(channel);
+		channel_drop(channel);
 		return;
 	}
 	for (unsigned i = 0; result == 0 && i < target->shards; i++)
@@ -298,8 +298,7 @@ bool target_attached(const struct target *target)
 static void free_waiting(struct channel **channels, unsigned count)
 {
 	for (unsigned i = 0; i < count; i++) {
-		if (channels[i])
-			channel_free(channels[i]);
+		channel_drop(channels[i]);
 		channels[i] = NULL;
 	}
 }

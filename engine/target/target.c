@@ -99,8 +99,9 @@ static int target_run(struct jaunt_migration *migration, struct jaunt_error *err
 			  "create an io_uring: %s; `jaunt doctor` says what this host lacks",
 			  strerror(-result));
 	session_set_owner(&target->shared.session, target->ring);
-	if (result == 0 && (result = gate_open(&target->gate, target->listener, target->ring,
-					       migration->options.connect_timeout_ms)) < 0)
+	if (result == 0 &&
+	    (result = gate_open(&target->gate, target->listener, target->ring,
+				migration->options.connect_timeout_ms, target_admits, target)) < 0)
 		error_set(error, -result, "listen", "accept connections: %s", strerror(-result));
 	int outcome = result < 0 ? migration_end(migration, JAUNT_FAILED, JAUNT_AT_SOURCE, error)
 				 : move(target, error);

@@ -75,6 +75,9 @@ void target_stop_threads(struct target *target);
 /* --- turn.c: waiting
  * ------------------------------------------------------------------------------- */
 
+/* Whether to let somebody connect: see listener_admit(). */
+bool target_admits(void *user, const uint8_t token[CONNECT_TOKEN_BYTES]);
+
 /* One wait: lets visitors in, and takes a message if there is one. 1: *message. 0: something else
  * happened, or the time is up. -errno: the link is down. */
 int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **message);

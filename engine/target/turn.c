@@ -66,10 +66,18 @@ static bool is_abandoned(void *user)
 	return atomic_load(&target->base.abandon);
 }
 
+bool target_admits(void *user, const uint8_t token[CONNECT_TOKEN_BYTES])
+{
+	const struct target *target = user;
+
+	return session_admits(&target->shared.session, target->linked && !target->link.closed,
+			      token);
+}
+
 static void open_link(struct target *target, struct channel *channel)
 {
 	if (target->linked) { /* one VM at a time */
-		channel_free(channel);
+		channel_drop(channel);
 		return;
 	}
 	channel_timeout(channel, target->base.options.peer_timeout_ms);

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "tests/unit/engine/world.h"
+#include "transport/provider.h"
 #include "transport/ring.h"
 
 TestSuite(gate, .timeout = 60);
@@ -29,7 +30,7 @@ static void open_gate(uint32_t timeout_ms)
 	cr_assert_eq(ring_create(&ring, 64), 0);
 	cr_assert_eq(transport_listen(&listener, &address, &error), 0, "%s", error.text);
 	port = listener_port(listener);
-	cr_assert_eq(gate_open(&gate, listener, ring, timeout_ms), 0);
+	cr_assert_eq(gate_open(&gate, listener, ring, timeout_ms, NULL, NULL), 0);
 }
 
 static void close_gate(void)
@@ -279,6 +280,42 @@ Test(gate, after_a_crowd_has_gone_the_gate_is_empty)
 		close(crowd[i]);
 	await_turned_away(40);
 	cr_assert_eq(gate_deadline_ns(&gate), UINT64_MAX);
+	close_gate();
+}
+
+static bool refuse_odd(void *user, const uint8_t token[CONNECT_TOKEN_BYTES])
+{
+	unsigned *asked = user;
+
+	(*asked)++;
+	return token[0] % 2 == 0;
+}
+
+Test(gate, where_connecting_carries_a_token_few_wait_at_a_time)
+{
+	uint8_t even[CONNECT_TOKEN_BYTES] = {2}, odd[CONNECT_TOKEN_BYTES] = {1};
+	int crowd[GATE_ADMITTED_MAX + 2];
+	unsigned asked = 0;
+
+	open_gate(1000000);
+	gate_close(&gate);
+	cr_assert_eq(gate_open(&gate, listener, ring, 1000000, refuse_odd, &asked), 0);
+	/* As a transport asks that carries it; these come over TCP, which does not. */
+	for (unsigned i = 0; i < GATE_ADMITTED_MAX; i++) {
+		cr_assert(listener->admit(listener->admit_user, even));
+		crowd[i] = visit();
+		while (!gate.visitors[i].channel)
+			cr_assert_geq(ring_wait(ring, (int64_t)WORLD_WAIT_MS * 1000000), 0);
+	}
+	cr_assert_not(listener->admit(listener->admit_user, odd));
+	cr_assert_eq(gate.turned_away_count, 0, "one that is refused takes nobody's place");
+	cr_assert(listener->admit(listener->admit_user, even));
+	cr_assert_eq(asked, GATE_ADMITTED_MAX + 2);
+	cr_assert_eq(gate.turned_away_count, 1);
+	peer_expect_close(crowd[0]);
+	expect_good_visitor(4);
+	for (unsigned i = 0; i < GATE_ADMITTED_MAX; i++)
+		close(crowd[i]);
 	close_gate();
 }
 

@@ -147,3 +147,24 @@ Test(session, a_good_frame_that_is_no_attach_is_no_preamble)
 	cr_assert_not(preamble_parse(bytes, &attach, &why));
 	cr_assert_not_null(why);
 }
+
+Test(session, while_there_is_a_link_only_what_knows_the_secret_is_admitted)
+{
+	uint8_t token[CONNECT_TOKEN_BYTES];
+	struct session other = {.verify = false};
+
+	cr_assert_eq(session_create(&session), 0);
+	cr_assert_eq(session_create(&other), 0);
+	for (unsigned role = ATTACH_URGENT; role < ATTACH_ROLES; role++) {
+		session_token(&session, (enum attach_role)role, token);
+		cr_assert(session_admits(&session, true, token));
+		cr_assert_not(session_admits(&session, false, token), "there is no session");
+		token[CONNECT_TOKEN_BYTES - 1] ^= 1;
+		cr_assert_not(session_admits(&session, true, token));
+		session_token(&other, (enum attach_role)role, token);
+		cr_assert_not(session_admits(&session, true, token));
+	}
+	session_token(&session, ATTACH_CONTROL, token);
+	cr_assert(session_admits(&session, false, token));
+	cr_assert_not(session_admits(&session, true, token), "one VM at a time");
+}

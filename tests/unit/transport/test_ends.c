@@ -112,6 +112,26 @@ Test(ends, a_callback_may_shut_its_own_channel_down)
 	pair_close(&pair);
 }
 
+Test(ends, a_channel_that_is_dropped_ends_at_the_peer_too)
+{
+	uint8_t *data = pattern(MIB(8), 21);
+
+	pair_bind(&pair, KIB(16));
+	cr_assert_eq(channel_send(pair.left.channel, NULL, 0, data, MIB(8), 1), 0);
+	wait_until(pair.ring, pair.right.count > 0);
+	channel_drop(pair.left.channel);
+	pair.left.channel = NULL;
+	/* The payload is the owner's again. */
+	free(data);
+	wait_until(pair.ring, pair.right.closed);
+	expect_pattern(pair.right.bytes, pair.right.count, 21);
+	cr_assert_eq(pair.left.closed, 0, "whoever frees is not told");
+	channel_drop(pair.right.channel); /* a dead one, too */
+	channel_drop(NULL);
+	pair.right.channel = NULL;
+	pair_close(&pair);
+}
+
 static void free_other(struct end *end)
 {
 	struct end *other = end->hook_user;

@@ -331,6 +331,48 @@ Test(rdma, one_that_brings_no_greeting_is_refused)
 	ring_destroy(ring);
 }
 
+static unsigned asked;
+
+static bool admit_even(void *user, const uint8_t token[CONNECT_TOKEN_BYTES])
+{
+	asked++;
+	for (unsigned i = 1; i < CONNECT_TOKEN_BYTES; i++)
+		cr_assert_eq(token[i], i);
+	return token[0] % 2 == 0;
+}
+
+Test(rdma, one_whose_token_is_not_wanted_is_refused_and_says_so)
+{
+	struct jaunt_error error = {0};
+	struct address address = test_address();
+	struct listener *listener;
+	struct ring *ring;
+	struct dial dial;
+
+	need_device();
+	cr_assert_eq(transport_listen(&listener, &address, &error), 0, "%s", error.text);
+	address.port = (uint16_t)listener_port(listener);
+	for (unsigned i = 0; i < CONNECT_TOKEN_BYTES; i++)
+		address.token[i] = (uint8_t)i;
+	cr_assert_eq(ring_create(&ring, 16), 0);
+	listener_admit(listener, admit_even, NULL);
+	cr_assert_eq(listener_bind(listener, ring, count_accepted, NULL), 0);
+	address.token[0] = 1;
+	dial_start(&dial, &address, ring);
+	cr_assert_null(dial_outcome(&dial, ring));
+	cr_assert_eq(dial.result, -EBUSY);
+	cr_assert_str_eq(dial.error.reason, "turned-away");
+	cr_assert_eq(asked, 1);
+	cr_assert_eq(accepted_count, 0);
+	address.token[0] = 2;
+	dial_start(&dial, &address, ring);
+	channel_free(dial_finish(&dial, ring));
+	wait_until(ring, accepted_count == 1);
+	cr_assert_eq(asked, 2);
+	listener_free(listener);
+	ring_destroy(ring);
+}
+
 /* For those who come after it is made again. A driver that cannot take a device away from a process
  * (rxe) waits until that has ended, so nobody waits for the command. */
 static void replace_device(void)

@@ -275,6 +275,99 @@ Test(reads, what_the_dialing_side_did_not_expose_to_this_peer_has_no_key_on_the_
 	transport_unexpose(&own);
 }
 
+/* The right end is replaced by one whose peer is in another group, as that of another session. */
+static struct pair other;
+
+static void other_accepted(void *user, struct channel *channel, int error)
+{
+	cr_assert_eq(error, 0);
+	other.right.channel = channel;
+}
+
+static void open_other(void)
+{
+	struct dial dial;
+
+	other.address = pair.address;
+	other.address.group = pair.address.group + 1;
+	listener_unbind(pair.listener);
+	cr_assert_eq(listener_bind(pair.listener, pair.ring, other_accepted, NULL), 0);
+	dial_start(&dial, &other.address, pair.ring);
+	other.left.channel = dial_finish(&dial, pair.ring);
+	wait_until(pair.ring, other.right.channel);
+	cr_assert_eq(channel_bind(other.left.channel, pair.ring, &end_events, &other.left, PAGE),
+		     0);
+	cr_assert_eq(channel_bind(other.right.channel, pair.ring, &reader_events, NULL, PAGE), 0);
+}
+
+static void close_other(void)
+{
+	channel_free(other.left.channel);
+	channel_free(other.right.channel);
+}
+
+static void expect_no_read_over_other(uint64_t address, uint32_t key)
+{
+	memset(landing.bytes, 'x', PAGE);
+	heard.count = heard.closed = 0;
+	cr_assert_eq(channel_read(other.right.channel, &landing, 0, address, key, PAGE, 4), 0);
+	wait_until(pair.ring, heard.closed);
+	cr_assert_eq(heard.count_at_close, 1);
+	cr_assert_eq(heard.errors[0], -EACCES);
+	cr_assert_eq(heard.closed_error, -EACCES);
+	for (size_t i = 0; i < PAGE; i++)
+		cr_assert_eq(landing.bytes[i], 'x');
+}
+
+Test(reads, a_key_of_one_session_is_no_key_over_the_channels_of_another)
+{
+	set_up(16 * PAGE, 15);
+	open_other();
+	expect_no_read_over_other(exposure.address, exposure.key);
+	/* Over its own it still is. */
+	heard.count = heard.closed = 0;
+	cr_assert_eq(read_at(0, PAGE, 7), 0);
+	wait_until(pair.ring, heard.count == 1);
+	cr_assert_eq(heard.errors[0], 0);
+	expect_pattern(landing.bytes, PAGE, 15);
+	close_other();
+	tear_down();
+}
+
+Test(reads, a_key_is_no_key_when_its_session_is_over)
+{
+	set_up(16 * PAGE, 16);
+	uint64_t address = exposure.address;
+	uint32_t key = exposure.key;
+	channel_free(pair.left.channel);
+	pair.left.channel = NULL;
+	transport_unexpose(&exposure);
+	open_other();
+	expect_no_read_over_other(address, key);
+	close_other();
+	tear_down();
+}
+
+Test(reads, dropping_the_channel_ends_them_at_once)
+{
+	set_up(MIB(4), 17);
+	for (unsigned i = 0; i < 64; i++)
+		cr_assert_eq(read_at(i * KIB(64), KIB(64), i), 0);
+	channel_drop(pair.right.channel);
+	pair.right.channel = NULL;
+	unsigned count = heard.count;
+	/* The landing is the owner's again. */
+	memset(landing.bytes, 'x', MIB(4));
+	wait_until(pair.ring, pair.left.closed);
+	settle_ring(pair.ring);
+	for (size_t i = 0; i < MIB(4); i++)
+		if (landing.bytes[i] != 'x')
+			cr_assert_fail("byte %zu was written after channel_drop()", i);
+	cr_assert_eq(heard.count, count);
+	cr_assert_eq(heard.closed, 0);
+	tear_down();
+}
+
 Test(reads, unbinding_waits_for_them_and_tells_nothing)
 {
 	set_up(MIB(1), 12);
