@@ -157,12 +157,17 @@ void worker_wake(struct worker *worker)
 	pthread_mutex_unlock(&worker->mutex);
 }
 
+void worker_tell_to_stop(struct worker *worker)
+{
+	atomic_store(&worker->stop, true);
+	worker_wake(worker);
+}
+
 void worker_stop(struct worker *worker)
 {
 	if (!worker->running)
 		return;
-	atomic_store(&worker->stop, true);
-	worker_wake(worker);
+	worker_tell_to_stop(worker);
 	pthread_join(worker->thread, NULL);
 	worker->running = false;
 }

@@ -50,6 +50,9 @@ int worker_start(struct worker *worker, const char *name, enum worker_rank rank,
 		 const struct worker_ops *ops, void *user);
 /* Makes pump() run. Any thread, at any time after the struct was zeroed. */
 void worker_wake(struct worker *worker);
+/* Has the thread end, without waiting for that: of several, before the first worker_stop(), so that
+ * they end side by side. */
+void worker_tell_to_stop(struct worker *worker);
 /* Ends and joins the thread, if it runs. */
 void worker_stop(struct worker *worker);
 

@@ -275,8 +275,8 @@ struct jaunt_status {
 	uint64_t install_conflicts; /* pages that somebody else mapped behind the engine's back */
 	struct jaunt_percentiles fault_latency_us; /* event read → made visible */
 	uint64_t read_bytes; /* that came by one-sided READ; of payload_bytes, and of wire_bytes */
-	/* "mlx5_0 port 1, GID fe80:…, MTU 4096, …": this side's RDMA device, as the control link uses
-	 * it; empty over TCP, and before there is one. */
+	/* "mlx5_0 port 1, GID fe80:…, MTU 4096, …": this side's RDMA device, as the control link
+	 * uses it; empty over TCP, and before there is one. */
 	char device[160];
 	/* Source, with a transport that can READ: guest memory registered with the device, and what
 	 * of it were holes that got memory by that. */

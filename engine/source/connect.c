@@ -529,6 +529,12 @@ int source_connect(struct source *source, struct jaunt_error *error)
 void source_stop(struct source *source)
 {
 	holes_stop(&source->holes);
+	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
+		if (source->serves[i])
+			worker_tell_to_stop(&source->serves[i]->worker);
+	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
+		if (source->pushers[i])
+			worker_tell_to_stop(&source->pushers[i]->worker);
 	expose_stop(&source->expose);
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
 		if (source->serves[i])

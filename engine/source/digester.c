@@ -161,8 +161,7 @@ static void digester_end(void *user)
 	struct digester *digester = user;
 
 	for (unsigned i = 0; i < digester->count; i++)
-		if (digester->channels[i].channel)
-			channel_free(digester->channels[i].channel);
+		channel_drop(digester->channels[i].channel);
 	free(digester->channels);
 	free(digester->page);
 	digester->channels = NULL;

@@ -363,8 +363,7 @@ static void pusher_end(void *user)
 {
 	struct pusher *pusher = user;
 
-	if (pusher->channel)
-		channel_free(pusher->channel);
+	channel_drop(pusher->channel); /* what there is to say the control link says */
 	pusher->channel = NULL;
 	for (unsigned i = 0; i < PUSHER_IN_FLIGHT; i++)
 		if (pusher->slots[i])

@@ -174,8 +174,7 @@ static void serve_end(void *user)
 {
 	struct serve *serve = user;
 
-	if (serve->channel)
-		channel_free(serve->channel);
+	channel_drop(serve->channel); /* what there is to say the control link says */
 	serve->channel = NULL;
 	if (serve->slots)
 		munmap(serve->slots, serve->slot_bytes * serve->slot_count);

@@ -94,9 +94,8 @@ static void send_released(struct source *source)
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 }
 
-/* The VM goes on here, and that is the end. If it cannot, nobody runs it: nothing that an exit code
- * could say of it is true but "look". */
-static int end_here(struct source *source, enum jaunt_outcome outcome, struct jaunt_error *error)
+/* The VM goes on here. -1: it cannot, with `error`. */
+static int run_here(struct source *source, struct jaunt_error *error)
 {
 	uint64_t first_entry_ns;
 	struct jaunt_error failed = {0};
@@ -110,10 +109,25 @@ static int end_here(struct source *source, enum jaunt_outcome outcome, struct ja
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
 		*error = failed;
-		return migration_end(&source->base, JAUNT_UNKNOWN, JAUNT_AT_UNKNOWN, error);
+		return -1;
 	}
 	source->paused = false;
+	return 0;
+}
+
+/* If the VM cannot go on here nobody runs it: nothing that an exit code could say of it is true but
+ * "look". */
+static int end(struct source *source, int result, enum jaunt_outcome outcome,
+	       struct jaunt_error *error)
+{
+	if (result < 0)
+		return migration_end(&source->base, JAUNT_UNKNOWN, JAUNT_AT_UNKNOWN, error);
 	return migration_end(&source->base, outcome, JAUNT_AT_SOURCE, error);
+}
+
+static int end_here(struct source *source, enum jaunt_outcome outcome, struct jaunt_error *error)
+{
+	return end(source, run_here(source, error), outcome, error);
 }
 
 static void note_blocked(struct source *source)
@@ -271,15 +285,25 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 /* --- The whole
  * ---------------------------------------------------------------------------------------------- */
 
+/* The VM does not wait for the target to hear of it: a device that has just fallen silent, or a
+ * target that takes no more messages, would have it stand still. */
 static int give_up(struct source *source, struct jaunt_error *error)
 {
 	bool cancelled = error->code == ECANCELED;
+	struct jaunt_error why = *error;
+	bool sent = false;
 
+	if (source->linked && link_room(&source->link)) {
+		sent = send_abort(source, &why) == 0;
+		ring_submit(source->ring);
+	}
+	int result = run_here(source, error);
 	if (source->linked && !source->link.closed) {
-		send_abort(source, error);
+		if (!sent)
+			send_abort(source, &why);
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 	}
-	return end_here(source, cancelled ? JAUNT_CANCELLED : JAUNT_FAILED, error);
+	return end(source, result, cancelled ? JAUNT_CANCELLED : JAUNT_FAILED, error);
 }
 
 static int move(struct source *source, struct jaunt_error *error)

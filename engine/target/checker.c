@@ -103,8 +103,7 @@ int checker_open(struct checker *checker, struct target_shared *shared, struct c
 
 void checker_close(struct checker *checker)
 {
-	if (checker->channel)
-		channel_free(checker->channel);
+	channel_drop(checker->channel);
 	if (checker->ring)
 		ring_destroy(checker->ring);
 	free(checker->digests);

@@ -324,10 +324,8 @@ static void demand_end(void *user)
 	ring_watch_remove(&demand->watch);
 	if (demand->checker.shared)
 		checker_close(&demand->checker);
-	if (demand->check_channel)
-		channel_free(demand->check_channel);
-	if (demand->channel)
-		channel_free(demand->channel);
+	channel_drop(demand->check_channel); /* what there is to say the control link says */
+	channel_drop(demand->channel);
 	demand->channel = demand->check_channel = NULL;
 	readpage_close(&demand->readpage);
 	counter_set(&demand->memory_bytes, 0);

@@ -459,10 +459,8 @@ static void fill_end(void *user)
 
 	if (fill->checker.shared)
 		checker_close(&fill->checker);
-	if (fill->check_channel)
-		channel_free(fill->check_channel);
-	if (fill->channel)
-		channel_free(fill->channel);
+	channel_drop(fill->check_channel); /* what there is to say the control link says */
+	channel_drop(fill->channel);
 	fill->channel = fill->check_channel = NULL;
 	pull_close(fill);
 	for (unsigned i = 0; i < FILL_BLOCKS_MAX; i++) {

@@ -310,6 +310,9 @@ void target_stop_threads(struct target *target)
 	sweep_close(&target->sweep);
 	for (unsigned i = 0; i < TARGET_STREAMS_MAX; i++)
 		if (target->fills[i])
+			worker_tell_to_stop(&target->fills[i]->worker);
+	for (unsigned i = 0; i < TARGET_STREAMS_MAX; i++)
+		if (target->fills[i])
 			fill_stop(target->fills[i]);
 	for (unsigned i = 0; i < INSTALL_SHARDS_MAX; i++)
 		if (target->demands[i])
