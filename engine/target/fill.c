@@ -12,7 +12,8 @@
  *
  * So many blocks are kept outstanding that the link stays busy over its round trip: twice the
  * product of the rate achieved and the shortest time from asking to the first answer of an idle
- * stream.
+ * stream. At first, when neither is known, a link of 1 Gbit/s is assumed and the round trip is that
+ * of the control link: a window that grew from nothing would need many round trips.
  */
 #include "engine/target/fill.h"
 
@@ -26,9 +27,10 @@
 #include "engine/trace.h"
 
 /* Asking again after there was nothing to ask for: only blocks that lost pages come back. */
-#define IDLE_NS   50000000
-#define RATE_NS   50000000u
-#define COOKIE(i) ((uint64_t)(i) + 1)
+#define IDLE_NS      50000000
+#define RATE_NS      50000000u
+#define RATE_ASSUMED 125000000u /* bytes a second, of all streams */
+#define COOKIE(i)    ((uint64_t)(i) + 1)
 
 static size_t refuse(struct fill *fill, size_t bytes, const char *text)
 {
@@ -162,6 +164,16 @@ static void fill_sent(void *user, uint64_t cookie)
 /* --- Receiving ----------------------------------------------------------------------------------
  */
 
+/* As many blocks as keep a link of that rate (bytes a nanosecond) busy. */
+static void open_window(struct fill *fill, double rate, uint64_t round_trip_ns)
+{
+	double blocks = 2 * rate * (double)round_trip_ns / (double)PREFETCH_BLOCK_BYTES;
+	unsigned window =
+		FILL_BLOCKS_MIN + (unsigned)(blocks < fill->window_max ? blocks : fill->window_max);
+
+	fill->window = window < fill->window_max ? window : fill->window_max;
+}
+
 static void measure(struct fill *fill, uint64_t bytes)
 {
 	uint64_t now = clock_ns();
@@ -178,10 +190,7 @@ static void measure(struct fill *fill, uint64_t bytes)
 	if (now - fill->rate_from_ns < RATE_NS)
 		return;
 	double rate = (double)fill->rate_bytes / (double)(now - fill->rate_from_ns);
-	double blocks = 2 * rate * (double)fill->round_trip_ns / (double)PREFETCH_BLOCK_BYTES;
-	unsigned window =
-		FILL_BLOCKS_MIN + (unsigned)(blocks < fill->window_max ? blocks : fill->window_max);
-	fill->window = window < fill->window_max ? window : fill->window_max;
+	open_window(fill, rate, fill->round_trip_ns);
 	fill->rate_from_ns = now;
 	fill->rate_bytes = 0;
 }
@@ -324,7 +333,8 @@ static void take_zeros(struct fill *fill, const struct frame *frame)
 	}
 	if (left)
 		place_zeros(fill, first, left);
-	measure(fill, 0);
+	if (!(frame->flags & FRAME_FLAG_HOLE)) /* nobody asked for holes */
+		measure(fill, 0);
 }
 
 static bool end_grant(struct fill *fill, const struct frame *frame)
@@ -504,6 +514,10 @@ static int64_t fill_pump(void *user)
 	    !atomic_load(&shared->granting) ||
 	    !(atomic_load(&shared->push) || atomic_load(&shared->complete_first)))
 		return -1;
+	if (!fill->granting)
+		open_window(fill, (double)budget_share(RATE_ASSUMED, shared->streams) / 1e9,
+			    atomic_load(&shared->round_trip_ns));
+	fill->granting = true;
 	pull_pump(fill);
 	while (fill->order_count < fill->window && channel_room(fill->channel))
 		if (!ask_for_block(fill))

@@ -77,6 +77,7 @@ struct fill {
 	uint32_t left;
 	unsigned window_max;
 	bool dead;
+	bool granting; /* the first grant has been made */
 	uint64_t granted_ns,
 		granted_bytes;             /* when the oldest of an idle stream's grants went out */
 	uint64_t round_trip_ns;            /* shortest seen from GRANT to its end, idle stream */

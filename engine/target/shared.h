@@ -39,8 +39,9 @@ struct target_shared {
 	struct hints hints[INSTALL_SHARDS_MAX];
 	unsigned hint_count;
 
-	unsigned streams;      /* does not change once they are there */
-	_Atomic bool placing;  /* rounds: pages of epoch 0 are placed (place.h) */
+	unsigned streams;               /* does not change once they are there */
+	_Atomic uint64_t round_trip_ns; /* of the control link; 0: not known */
+	_Atomic bool placing;           /* rounds: pages of epoch 0 are placed (place.h) */
 	_Atomic bool granting; /* the source's memory is frozen: streams may ask for ranges */
 	_Atomic bool push;
 	_Atomic bool

@@ -26,6 +26,7 @@ struct target {
 	struct gate gate;
 	struct link link;
 	bool linked;
+	uint64_t pinged_ns; /* when the source's last ping came */
 	bool same_clock;
 	bool answers_pings;   /* the source said that it does */
 	bool complete_first;  /* the VM is not to run here with pages missing */

@@ -106,10 +106,22 @@ static bool is_pong(const Jaunt__Control *message)
 	return message->message_case == JAUNT__CONTROL__MESSAGE_PONG;
 }
 
+/* The source pings again as soon as it has its answer, so two pings are a round trip apart. */
+static void note_ping(struct target *target)
+{
+	uint64_t now = clock_ns(), apart = now - target->pinged_ns;
+	uint64_t least = atomic_load(&target->shared.round_trip_ns);
+
+	if (target->pinged_ns && (!least || apart < least))
+		atomic_store(&target->shared.round_trip_ns, apart);
+	target->pinged_ns = now;
+}
+
 static bool answer_ping(struct target *target, const Jaunt__Control *message)
 {
 	if (message->message_case != JAUNT__CONTROL__MESSAGE_PING)
 		return false;
+	note_ping(target);
 	Jaunt__Control answer = JAUNT__CONTROL__INIT;
 	Jaunt__Pong pong = JAUNT__PONG__INIT;
 	pong.sent_ns = message->ping->sent_ns;

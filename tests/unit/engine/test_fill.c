@@ -63,6 +63,29 @@ Test(fill, what_is_absent_is_granted_block_by_block_and_installed)
 	filling_close();
 }
 
+Test(fill, over_a_long_round_trip_more_is_asked_for_at_once)
+{
+	filling_open(FILLING_PAGES);
+	atomic_store(&filling.world.shared.round_trip_ns, 100000000);
+	filling_start(true, false);
+	for (uint64_t block = 0; block < 4; block++)
+		expect_grant(block * FILLING_BLOCK, FILLING_BLOCK);
+	filling_close();
+}
+
+/* They come at once where the round trip is long, and would make it look short. */
+Test(fill, holes_told_are_no_answer_to_a_grant)
+{
+	open_fill();
+	expect_grant(0, FILLING_BLOCK);
+	filling_send_head(FRAME_ZERO, FRAME_FLAG_HOLE, 100, 300);
+	filling_end_grant(1, 1); /* was never made: ends the channel when all before it is done */
+	world_await_loss(&filling.world);
+	cr_assert_eq(counter_get(&filling.fill->counters.hole), 300);
+	cr_assert_eq(filling.fill->round_trip_ns, 0);
+	filling_close();
+}
+
 Test(fill, only_the_absent_runs_of_a_block_are_granted)
 {
 	filling_open(FILLING_PAGES);
