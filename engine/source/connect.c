@@ -462,25 +462,32 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+int source_ping(struct source *source, uint64_t *took_ns, struct jaunt_error *error)
+{
+	Jaunt__Control message = JAUNT__CONTROL__INIT, *answer;
+	Jaunt__Ping ping = JAUNT__PING__INIT;
+
+	ping.sent_ns = clock_ns();
+	message.message_case = JAUNT__CONTROL__MESSAGE_PING;
+	message.ping = &ping;
+	link_send(&source->link, &message);
+	int result = source_next(source, source_deadline(source), &answer, error);
+	if (result < 0)
+		return result;
+	*took_ns = clock_ns() - ping.sent_ns;
+	result = answer->message_case == JAUNT__CONTROL__MESSAGE_PONG
+			 ? 0
+			 : source_unexpected(answer, error);
+	control_free(answer);
+	return result;
+}
+
 static int measure_round_trip(struct source *source, struct jaunt_error *error)
 {
 	uint64_t took[PINGS];
 
 	for (unsigned i = 0; i < PINGS; i++) {
-		Jaunt__Control message = JAUNT__CONTROL__INIT, *answer;
-		Jaunt__Ping ping = JAUNT__PING__INIT;
-		ping.sent_ns = clock_ns();
-		message.message_case = JAUNT__CONTROL__MESSAGE_PING;
-		message.ping = &ping;
-		link_send(&source->link, &message);
-		int result = source_next(source, source_deadline(source), &answer, error);
-		if (result < 0)
-			return result;
-		took[i] = clock_ns() - ping.sent_ns;
-		result = answer->message_case == JAUNT__CONTROL__MESSAGE_PONG
-				 ? 0
-				 : source_unexpected(answer, error);
-		control_free(answer);
+		int result = source_ping(source, &took[i], error);
 		if (result < 0)
 			return result;
 	}

@@ -33,6 +33,7 @@
 #define STALE_BATCH  8192u                  /* runs in one message */
 #define STALE_FEW    1024u                  /* pages that may as well be told in the pause */
 #define STALE_PASSES 4u
+#define STALE_RUN_NS UINT64_C(150) /* that the target takes to apply one */
 
 /* --- What has been sent, what is left ----------------------------------------------------------
  */
@@ -403,13 +404,27 @@ static int tell_stale(struct source *source, uint32_t epoch, struct jaunt_error 
 	return result < 0 ? link_why(&source->link, error) : 0;
 }
 
+/* What was told is applied while the VM runs here, or FREEZE would wait behind it. Where that is
+ * sooner done than asked about, the question would only give the VM time to write more. */
+static int await_applied(struct source *source, uint64_t pages, struct jaunt_error *error)
+{
+	uint64_t took_ns;
+
+	if (pages * STALE_RUN_NS <= source->round_trip_ns)
+		return 0;
+	return source_ping(source, &took_ns, error);
+}
+
 /* While the VM runs: until few are left. */
 static int tell_stale_ahead(struct source *source, struct jaunt_error *error)
 {
 	for (unsigned i = 0; i < STALE_PASSES; i++) {
-		if (dirty_count_all(&source->shared.dirty) <= STALE_FEW && i)
+		uint64_t pages = dirty_count_all(&source->shared.dirty);
+		if (pages <= STALE_FEW && i)
 			break;
 		int result = tell_stale(source, 0, error);
+		if (result == 0)
+			result = await_applied(source, pages, error);
 		if (result == 0)
 			result = source_collect(source, error);
 		if (result < 0)

@@ -65,6 +65,8 @@ int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error);
 uint64_t source_deadline(const struct source *source);
+/* Asks the target, which answers when it has dealt with all that was sent before: 0, or -errno. */
+int source_ping(struct source *source, uint64_t *took_ns, struct jaunt_error *error);
 /* What each stream may send, bytes per second; 0: no limit. Any thread. */
 uint64_t source_stream_rate(const struct source *source);
 /* What to say of a message that has no place here; also of REFUSED and FAILED. */
