@@ -127,7 +127,8 @@ static void finish(struct run *run, struct world_result *result)
 
 	if (cap > 0 && rate > cap)
 		rate = cap;
-	result->downtime_ns = fixed_ns(world) + bytes / rate * SECOND + stale_ns(run);
+	result->downtime_ns =
+		fixed_ns(world) + world->round_trip_ns + bytes / rate * SECOND + stale_ns(run);
 	run->sent += bytes;
 	run->now_ns += result->downtime_ns + world->round_trip_ns;
 	run->stall_ns += result->downtime_ns;

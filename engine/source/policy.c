@@ -323,14 +323,15 @@ static bool relax(const struct policy_input *input, struct policy_input *relaxed
 	*relaxed = *input;
 	predict_init(&at, input);
 	predict_finish(&at, &end);
-	bool downtime =
-		limits->downtime_ns && predict_fixed_ns(input) > (double)limits->downtime_ns;
+	double least_ns =
+		may_switch(input) ? predict_fixed_ns(input) : predict_finish_fixed_ns(input);
+	bool downtime = limits->downtime_ns && least_ns > (double)limits->downtime_ns;
 	bool total = limits->total_ns && end.total_ns > (double)limits->total_ns;
 	snprintf(missed, bytes, "no rounds can keep %s%.0f ms",
 		 downtime ? "the downtime limit of " : "the total limit of ",
 		 (double)(downtime ? limits->downtime_ns : limits->total_ns) / MS_NS);
 	if (downtime)
-		limits->downtime_ns = (uint64_t)(2 * predict_fixed_ns(input));
+		limits->downtime_ns = (uint64_t)(2 * least_ns);
 	if (total)
 		limits->total_ns = 0;
 	return downtime || total;

@@ -132,9 +132,15 @@ static double stale_ns(const struct policy_input *input, double dirty)
 	return smaller(late, dirty) / page_bytes(input) * input->costs.run_ns;
 }
 
+/* The target asks for what is left. */
+double predict_finish_fixed_ns(const struct policy_input *input)
+{
+	return predict_fixed_ns(input) + input->round_trip_ns;
+}
+
 double predict_affordable(const struct policy_input *input, double limit_ns)
 {
-	double ns = limit_ns - predict_fixed_ns(input);
+	double ns = limit_ns - predict_finish_fixed_ns(input);
 
 	return ns > 0 ? ns / SECOND * predict_paused_bandwidth(input) : 0;
 }
@@ -154,7 +160,7 @@ void predict_finish(const struct predict *at, struct policy_prediction *out)
 {
 	const struct policy_input *input = at->input;
 	double bytes = outstanding(at);
-	double downtime_ns = predict_fixed_ns(input) +
+	double downtime_ns = predict_finish_fixed_ns(input) +
 			     bytes / predict_paused_bandwidth(input) * SECOND +
 			     stale_ns(input, at->dirty);
 

@@ -30,8 +30,9 @@ void predict_switch(const struct predict *at, struct policy_prediction *out);
 /* Bytes a second while the guest runs, and while it stands still; never 0. */
 double predict_bandwidth(const struct policy_input *input);
 double predict_paused_bandwidth(const struct policy_input *input);
-/* The pause without what is copied in it. */
+/* The pause without what is copied in it: that of a switch, and that of a finish. */
 double predict_fixed_ns(const struct policy_input *input);
+double predict_finish_fixed_ns(const struct policy_input *input);
 /* Bytes that can still be outstanding when the guest stops, for a downtime of limit_ns. */
 double predict_affordable(const struct policy_input *input, double limit_ns);
 /* Distinct bytes that are dirty after `ns`, when `dirty` are already: they saturate at the working
