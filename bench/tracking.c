@@ -167,7 +167,7 @@ int main(int argc, char **argv)
 	check(microvm_start(run.vm, &error), &error);
 	check(microvm_wait_ready(run.vm, 60000, &error), &error);
 	check(microvm_ops.describe(run.vm, &description, &error), &error);
-	check(guestmem_open(&run.memory, &description, &error), &error);
+	check(guestmem_open(&run.memory, &description, false, &error), &error);
 	if (dirty_open(&run.dirty, &run.memory) < 0)
 		program_fail("the map of dirty pages");
 	check(tracker_open(&run.tracker, kind, &microvm_ops, run.vm, &run.memory, &run.dirty,

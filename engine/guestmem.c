@@ -43,9 +43,10 @@ static int check_region(const struct jaunt_region *region, struct jaunt_error *e
 }
 
 int guestmem_open(struct guestmem *memory, const struct jaunt_description *description,
-		  struct jaunt_error *error)
+		  bool elsewhere, struct jaunt_error *error)
 {
 	memset(memory, 0, sizeof(*memory));
+	memory->elsewhere = elsewhere;
 	if (!description->region_count || description->region_count > JAUNT_MAX_REGIONS)
 		return error_set(error, EINVAL, "bad-region",
 				 "a VM has 1 to %d memory regions, not %zu", JAUNT_MAX_REGIONS,
@@ -79,7 +80,9 @@ int guestmem_open(struct guestmem *memory, const struct jaunt_description *descr
 		memory->region_count = i + 1;
 		/* A child of the VMM would read zeros where pages are missing. */
 		madvise(region->view, from->bytes, MADV_DONTFORK);
-		madvise(region->vm_view, from->bytes, MADV_DONTFORK);
+		if (!elsewhere)
+			madvise(region->vm_view, from->bytes, MADV_DONTFORK);
+		region->near_view = elsewhere ? region->view : region->vm_view;
 		memory->pages += region->pages;
 		memory->bytes += from->bytes;
 	}
@@ -123,8 +126,11 @@ int guestmem_empty(struct guestmem *memory, struct jaunt_error *error)
 			return error_set(error, -result, "punch", "empty memory region \"%s\": %s",
 					 region->name, strerror(-result));
 		/* What somebody touched before REGISTER stays mapped, and later writes to the file
-		 * would then show without an event. */
-		if (madvise(region->vm_view, region->pages * region->page_bytes, MADV_DONTNEED) < 0)
+		 * would then show without an event. (The hole has unmapped what the file had, in
+		 * every process; this is for what it may not have had.) */
+		if (!memory->elsewhere &&
+		    madvise(region->vm_view, region->pages * region->page_bytes, MADV_DONTNEED) <
+			    0)
 			return error_set(error, errno, "unmap",
 					 "unmap the pages of memory region \"%s\": %s",
 					 region->name, strerror(errno));

@@ -23,8 +23,9 @@ struct guest_region {
 	bool hugetlb;
 	int fd; /* the VMM's */
 	uint64_t fd_offset;
-	uint8_t *vm_view; /* the VMM's */
-	uint8_t *view;    /* the engine's own mapping of all of it */
+	uint8_t *vm_view;   /* the VMM's, in its process: not to be read where that is another */
+	uint8_t *view;      /* the engine's own mapping of all of it */
+	uint8_t *near_view; /* whose page tables are likely filled: the VMM's if it is here */
 };
 
 struct guestmem {
@@ -32,11 +33,13 @@ struct guestmem {
 	size_t region_count;
 	uint64_t pages; /* of all regions, each of its own size */
 	uint64_t bytes;
+	bool elsewhere; /* the VM's views are in another process */
 };
 
-/* Checks the description and maps the engine's views. Neither view is inherited by fork. */
+/* Checks the description and maps the engine's views. Neither view is inherited by fork; with the
+ * VM's views in another process, `elsewhere`, theirs are that process's affair. */
 int guestmem_open(struct guestmem *memory, const struct jaunt_description *description,
-		  struct jaunt_error *error);
+		  bool elsewhere, struct jaunt_error *error);
 void guestmem_close(struct guestmem *memory);
 
 /* Target: makes the files empty and the VM's view unmapped. After REGISTER, before the first page.

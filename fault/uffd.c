@@ -10,7 +10,9 @@
  * UFFDIO_API may succeed only once per userfaultfd (a second one says EINVAL), and one made in
  * another process cannot be replaced by us. A request that the kernel refuses leaves the
  * userfaultfd as it was, though, so negotiation walks from the richest request to the poorest, and
- * only the last, which asks for nothing, serves to name what is missing.
+ * only the last, which asks for nothing, serves to name what is missing. One that had been
+ * negotiated before (it came with a VM) refuses even that; what was agreed on then is told by
+ * /proc/self/fdinfo.
  *
  * The ioctls that resolve faults report twice: by errno, and by a field that holds the bytes done
  * or a negative errno. When a part was done errno is EAGAIN and the field is positive; where the
@@ -35,6 +37,9 @@
 #define FEATURES_WP                                                                                \
 	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |                        \
 	 UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC)
+
+/* The kernel's own mark beside the features of one that was negotiated; "API:" in fdinfo. */
+#define FEATURE_NEGOTIATED (UINT64_C(1) << 31)
 
 static const char *const feature_names[] = {
 	"PAGEFAULT_FLAG_WP",
@@ -123,6 +128,26 @@ static void name_features(uint64_t features, char *text, size_t room)
 						 uffd_feature_name(bit));
 }
 
+/* What was agreed on with a userfaultfd before; -EINVAL: it is none, or nothing was. */
+static int negotiated(int fd, uint64_t *features)
+{
+	char path[64], line[256];
+	unsigned long long api = 0, agreed = 0;
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	FILE *info = fopen(path, "re");
+	if (!info)
+		return -errno;
+	while (!found && fgets(line, sizeof(line), info))
+		found = sscanf(line, "API: %llx:%llx:", &api, &agreed) == 2;
+	fclose(info);
+	if (!found || api != UFFD_API || !(agreed & FEATURE_NEGOTIATED))
+		return -EINVAL;
+	*features = agreed & ~FEATURE_NEGOTIATED;
+	return 0;
+}
+
 int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *error)
 {
 	uint64_t needed = FEATURES_NEEDED | (hugetlb ? FEATURES_HUGETLB : 0);
@@ -132,6 +157,7 @@ int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *erro
 				     needed | FEATURES_HUGETLB, needed};
 	uint64_t offered = 0;
 	int flags, result = -EINVAL;
+	bool before = false;
 
 	uffd->fd = -1;
 	uffd->features = 0;
@@ -149,6 +175,11 @@ int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *erro
 		result = negotiate(fd, requests[i], &offered);
 		uffd->wp_async = !result && (requests[i] & UFFD_FEATURE_WP_ASYNC);
 	}
+	if (result == -EINVAL && !negotiated(fd, &offered)) {
+		before = true;
+		uffd->wp_async = (offered & FEATURES_WP) == FEATURES_WP;
+		result = (offered & needed) == needed ? 0 : -EINVAL;
+	}
 	if (!result) {
 		uffd->fd = fd;
 		uffd->features = offered;
@@ -156,12 +187,13 @@ int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *erro
 	}
 
 	int code = -result;
-	if (code == EINVAL && !negotiate(fd, 0, &offered)) {
+	if (before || (code == EINVAL && !negotiate(fd, 0, &offered))) {
 		char missing[256];
 		name_features(needed & ~offered, missing, sizeof(missing));
 		error_set(error, EOPNOTSUPP, "userfaultfd-features",
-			  "userfaultfd: this kernel lacks %s; post-copy needs Linux 5.14 or newer "
+			  "userfaultfd: %s lacks %s; post-copy needs Linux 5.14 or newer "
 			  "with CONFIG_USERFAULTFD and CONFIG_SHMEM%s",
+			  before ? "it was negotiated by somebody else, and" : "this kernel",
 			  missing, hugetlb ? " and CONFIG_HUGETLBFS" : "");
 		code = EOPNOTSUPP;
 	} else {

@@ -16,7 +16,7 @@
 
 struct uffd {
 	int fd;            /* non-blocking, close-on-exec; -1: closed */
-	uint64_t features; /* what the kernel offers (UFFD_FEATURE_*) */
+	uint64_t features; /* what the kernel offers, or was agreed on before (UFFD_FEATURE_*) */
 	bool wp_async;     /* write-protection that lifts itself was agreed on: see wp.h */
 };
 
@@ -28,7 +28,8 @@ int uffd_open(struct uffd *uffd, struct jaunt_error *error);
 /* Negotiates UFFDIO_API on a userfaultfd made by someone else, and owns it. Requires MISSING and
  * MINOR on shmem; on hugetlbfs if there is need of it: `hugetlb`. Where the kernel has asynchronous
  * write-protection it is agreed on, too: a VM that came by this userfaultfd may leave by it, and
- * there is no second negotiation. No UFFD_FEATURE_EVENT_* is requested. */
+ * there is no second negotiation: one that was adopted before is taken as it was agreed on then. No
+ * UFFD_FEATURE_EVENT_* is requested. */
 int uffd_adopt(struct uffd *uffd, int fd, bool hugetlb, struct jaunt_error *error);
 
 void uffd_close(struct uffd *uffd);

@@ -49,7 +49,7 @@ struct jaunt_region {
 	uint64_t page_bytes;    /* 4096, or 2 MiB for a hugetlb file */
 	int fd;                 /* memfd, hugetlb memfd or named tmpfs file */
 	uint64_t fd_offset;     /* where the region starts in the file, a multiple of page_bytes */
-	void *view;             /* the VM's own mapping, in this process */
+	void *view; /* the VM's own mapping; its address in the process that ops->process names */
 };
 
 /* A fact about the VM that both sides must agree on, or that the target needs to build it. */
@@ -109,11 +109,13 @@ struct jaunt_vm_ops {
 	/* Runs the vCPUs, at the target for the first time, at the source after a failure.
 	 * *first_entry_ns: when the first of them entered guest mode. */
 	int (*resume)(void *vm, uint64_t *first_entry_ns, struct jaunt_error *error);
-	/* Optional. A userfaultfd of the address space that holds the VM's view, on which
-	 * UFFDIO_API has not been called; the engine closes it. NULL: the view is in this process.
-	 */
+	/* Optional. A userfaultfd of the address space that holds the VM's view, which has nothing
+	 * registered; the engine closes it. It may have been negotiated before, if by the engine:
+	 * one that came with the VM. Each call during a migration gives another one: the target
+	 * calls it once for each fault thread, the source once at most. NULL: the view is in this
+	 * process. */
 	int (*userfaultfd)(void *vm, struct jaunt_error *error);
-	/* Optional, beside it: the process whose address space that is. NULL: this one. */
+	/* Optional, beside it: the process whose address space that is. NULL or 0: this one. */
 	int (*process)(void *vm);
 
 	/* Dirty tracking, for modes that copy memory while the VM runs. Optional, all three or

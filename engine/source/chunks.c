@@ -50,7 +50,7 @@ bool chunk_find(const struct guest_region *region, uint64_t block, struct chunk 
 		return false;
 	if (!region->hugetlb && guestmem_next_data(region, first) >= first + count)
 		return false;
-	if (mincore(region->vm_view + first * region->page_bytes, count * region->page_bytes,
+	if (mincore(region->near_view + first * region->page_bytes, count * region->page_bytes,
 		    there) < 0)
 		return false;
 	/* mincore() speaks of small pages. */

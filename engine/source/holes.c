@@ -64,7 +64,7 @@ static uint64_t count_resident(const struct guest_region *region, uint64_t page,
 	unsigned char resident[WINDOW_MAX];
 	uint64_t run = 0;
 
-	if (mincore(region->vm_view + page * region->page_bytes, count * region->page_bytes,
+	if (mincore(region->near_view + page * region->page_bytes, count * region->page_bytes,
 		    resident) < 0)
 		return 0;
 	while (run < count && resident[run] & 1)

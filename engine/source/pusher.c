@@ -195,7 +195,7 @@ static const uint8_t *pages_at(struct pusher *pusher, const struct guest_region 
 			       uint64_t first, uint64_t count, bool direct, unsigned slot)
 {
 	if (direct)
-		return region->vm_view + first * region->page_bytes;
+		return region->near_view + first * region->page_bytes;
 	uint8_t *copy = slot_buffer(pusher, slot);
 	int result = copy ? guestmem_read(region, first, count, copy) : -ENOMEM;
 	if (result < 0) {

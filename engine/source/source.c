@@ -463,7 +463,8 @@ int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *o
 	if (result == 0)
 		result = ops->describe(vm, &source->description, error);
 	if (result == 0)
-		result = guestmem_open(&source->shared.memory, &source->description, error);
+		result = guestmem_open(&source->shared.memory, &source->description,
+				       ops->process && ops->process(vm), error);
 	if (result < 0) {
 		source_close(&source->base);
 		return result;

@@ -135,7 +135,9 @@ static int note_demanded(struct target *target)
 static int open_memory(struct target *target, struct jaunt_error *error)
 {
 	struct target_shared *shared = &target->shared;
-	int result = guestmem_open(&shared->memory, &target->description, error);
+	const struct jaunt_vm_ops *ops = target->factory->ops;
+	bool elsewhere = ops->process && ops->process(target->vm);
+	int result = guestmem_open(&shared->memory, &target->description, elsewhere, error);
 	if (result < 0)
 		return result;
 	target->memory_open = true;

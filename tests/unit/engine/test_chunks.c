@@ -157,7 +157,7 @@ Test(chunks, a_page_larger_than_a_block_is_left_out)
 
 	cr_assert_neq(memory, MAP_FAILED);
 	memset(memory, 1, PAGE);
-	region.vm_view = region.view = memory;
+	region.near_view = region.view = memory;
 	cr_assert_eq(chunk_blocks(&region), 1);
 	cr_assert(!chunk_find(&region, 0, &chunk));
 	munmap(memory, region.page_bytes);

@@ -47,7 +47,7 @@ static uint64_t blocks(size_t index)
 static void open_memory(void)
 {
 	struct jaunt_error error = {0};
-	cr_assert_eq(guestmem_open(&memory, &description, &error), 0, "%s", error.text);
+	cr_assert_eq(guestmem_open(&memory, &description, false, &error), 0, "%s", error.text);
 }
 
 Test(guestmem, a_region_of_impossible_shape_is_refused_by_its_name)
@@ -94,7 +94,7 @@ Test(guestmem, a_region_of_impossible_shape_is_refused_by_its_name)
 			regions[0].page_bytes = 0;
 			break;
 		}
-		cr_assert_lt(guestmem_open(&memory, &description, &error), 0, "case %u", i);
+		cr_assert_lt(guestmem_open(&memory, &description, false, &error), 0, "case %u", i);
 		cr_assert_str_eq(error.reason, "bad-region", "case %u: %s", i, error.reason);
 		cr_assert(strstr(error.text, "\"first\""), "case %u: %s", i, error.text);
 	}
@@ -110,7 +110,7 @@ Test(guestmem, a_bad_region_behind_a_good_one_is_refused_and_nothing_stays_mappe
 	make_file(0, 16, 0);
 	make_file(1, 16, 0);
 	regions[1].bytes *= 2;
-	cr_assert_lt(guestmem_open(&memory, &description, &error), 0);
+	cr_assert_lt(guestmem_open(&memory, &description, false, &error), 0);
 	cr_assert(strstr(error.text, "\"second\""));
 	cr_assert_eq(memory.region_count, 0);
 }
@@ -120,9 +120,9 @@ Test(guestmem, a_vm_has_at_least_one_region_and_at_most_so_many)
 	struct jaunt_error error = {0};
 
 	description.region_count = 0;
-	cr_assert_eq(guestmem_open(&memory, &description, &error), -EINVAL);
+	cr_assert_eq(guestmem_open(&memory, &description, false, &error), -EINVAL);
 	description.region_count = JAUNT_MAX_REGIONS + 1;
-	cr_assert_eq(guestmem_open(&memory, &description, &error), -EINVAL);
+	cr_assert_eq(guestmem_open(&memory, &description, false, &error), -EINVAL);
 }
 
 Test(guestmem, both_views_show_the_same_bytes)

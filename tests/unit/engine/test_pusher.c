@@ -38,7 +38,7 @@ static void open_pusher_of(struct holes *holes, uint32_t epoch)
 		cr_skip_test("%s", world.lack);
 	shared.memory = world.shared.memory;
 	/* A view that no userfaultfd stands behind, as a source has. */
-	shared.memory.regions[0].vm_view = shared.memory.regions[0].view;
+	shared.memory.regions[0].near_view = shared.memory.regions[0].view;
 	shared.streams = 1;
 	pthread_mutex_init(&shared.session.mutex, NULL);
 	atomic_store(&shared.session.epoch, epoch);

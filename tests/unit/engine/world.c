@@ -127,7 +127,7 @@ bool world_open(struct world *world, const struct world_region *regions, size_t 
 	uffd_close(&probe);
 	struct jaunt_description description = {
 		.name = "world", .regions = world->regions, .region_count = count};
-	must(guestmem_open(&shared->memory, &description, &error) == 0, "%s", error.text);
+	must(guestmem_open(&shared->memory, &description, false, &error) == 0, "%s", error.text);
 	must(pagemap_open(&shared->map, &shared->memory) == 0, "no page map");
 	must(install_open(&shared->install, &shared->memory, &shared->map) == 0, "no install");
 	for (unsigned i = 0; i < shards; i++)

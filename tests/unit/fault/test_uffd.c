@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -137,6 +138,33 @@ Test(uffd, names_every_feature_that_the_kernel_offers_up_to_move)
 	cr_assert_str_eq(uffd_feature_name(__builtin_ctz(UFFD_FEATURE_WP_ASYNC)), "WP_ASYNC");
 	cr_assert_str_eq(uffd_feature_name(__builtin_ctz(UFFD_FEATURE_MOVE)), "MOVE");
 	cr_assert_str_eq(uffd_feature_name(63), "unknown");
+}
+
+Test(uffd, is_adopted_a_second_time_as_it_was_agreed_on_the_first)
+{
+	struct uffd first = opened(), second, third;
+	struct jaunt_error error = {0};
+	int memory = memfd_create("guest", MFD_CLOEXEC);
+
+	cr_assert_eq(ftruncate(memory, PAGE), 0);
+	uint8_t *guest = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	cr_assert_eq(uffd_adopt(&second, dup(first.fd), true, &error), 0, "%s", error.text);
+	cr_assert_eq(second.wp_async, first.wp_async);
+	cr_assert(second.features & UFFD_FEATURE_MINOR_SHMEM);
+	uffd_close(&first);
+	cr_assert_eq(uffd_register(&second, (uintptr_t)guest, PAGE, &error), 0, "%s", error.text);
+	cr_assert_eq(uffd_unregister(&second, (uintptr_t)guest, PAGE), 0);
+	cr_assert_eq(uffd_register_wp(&second, (uintptr_t)guest, PAGE, &error),
+		     second.wp_async ? 0 : -error.code);
+	uffd_close(&second);
+	/* One that somebody else negotiated may lack what it takes. */
+	third.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	cr_assert_geq(third.fd, 0);
+	struct uffdio_api poor = {.api = UFFD_API};
+	cr_assert_eq(ioctl(third.fd, UFFDIO_API, &poor), 0);
+	cr_assert_eq(uffd_adopt(&third, third.fd, false, &error), -EOPNOTSUPP);
+	cr_assert(strstr(error.text, "MINOR_SHMEM"), "%s", error.text);
+	close(memory);
 }
 
 /* --- A userfaultfd of another process ------------------------------------------------------------
