@@ -109,6 +109,10 @@ struct jaunt_vm_ops {
 	/* Runs the vCPUs, at the target for the first time, at the source after a failure.
 	 * *first_entry_ns: when the first of them entered guest mode. */
 	int (*resume)(void *vm, uint64_t *first_entry_ns, struct jaunt_error *error);
+	/* Optional, source: the VM is about to be handed over to `peer`, so a driver that must know
+	 * even after the death of this process writes it down. With an error it is not handed over.
+	 */
+	int (*committed)(void *vm, const char *peer, struct jaunt_error *error);
 	/* Optional. A userfaultfd of the address space that holds the VM's view, which has nothing
 	 * registered; the engine closes it. It may have been negotiated before, if by the engine:
 	 * one that came with the VM. Each call during a migration gives another one: the target

@@ -182,6 +182,22 @@ static int await_loaded(struct source *source, struct jaunt_error *error)
 	}
 }
 
+/* The driver's own record, where it keeps one. A cancel was too late a moment ago; if there is no
+ * record, nothing is committed after all. */
+static int record(struct source *source, struct jaunt_error *error)
+{
+	struct jaunt_migration *base = &source->base;
+
+	if (!source->ops->committed ||
+	    source->ops->committed(source->vm, base->options.peer, error) == 0)
+		return 0;
+	pthread_mutex_lock(&base->mutex);
+	base->committed = false;
+	base->status.vm_is_at = JAUNT_AT_SOURCE;
+	pthread_mutex_unlock(&base->mutex);
+	return error_context(error, "record COMMIT");
+}
+
 /* Either COMMIT is recorded now, or a cancel was first. */
 static int commit(struct source *source, struct jaunt_error *error)
 {
@@ -210,6 +226,8 @@ static int commit(struct source *source, struct jaunt_error *error)
 		return -error->code;
 	}
 
+	if (record(source, error) < 0)
+		return -error->code;
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Commit body = JAUNT__COMMIT__INIT;
 	message.message_case = JAUNT__CONTROL__MESSAGE_COMMIT;
