@@ -8,17 +8,24 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cli/guest_qemu.h"
 #include "cli/runtime.h"
 #include "cli/snapshot.h"
 #include "cli/text.h"
+#include "cli/vmname.h"
 
 #define CLIENT_ANSWER_MS 10000
 
 int client_open(struct client *client, const char *name, struct jaunt_error *error)
 {
-	int fd = runtime_connect(name, error);
+	char own[RUNTIME_NAME_MAX + 1];
+	int fd = vmname_runtime(own, name, error);
 
 	client->lines = (struct lines){.fd = -1};
+	if (fd == 0)
+		fd = runtime_connect(own, error);
+	if (fd == -ENOENT && vmname_monitor(name))
+		fd = guest_qemu_idle(name, error);
 	if (fd < 0)
 		return fd;
 	snprintf(client->name, sizeof(client->name), "%s", name);

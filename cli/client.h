@@ -9,7 +9,7 @@
 #include "jaunt.h"
 
 struct client {
-	char name[64];
+	char name[160]; /* as the user wrote it */
 	struct lines lines;
 };
 

@@ -13,8 +13,6 @@
 #include "cli/touch.h"
 #include "vmm/microvm/microvm.h"
 
-const struct jaunt_vm_ops *const guest_ops = &microvm_ops;
-
 int guest_check_workload(const char *text, struct jaunt_error *error)
 {
 	struct microvm_workload workload;
@@ -238,7 +236,13 @@ static const struct jaunt_vm_factory factory = {
 	.create = create,
 	.destroy = destroy,
 };
-const struct jaunt_vm_factory *const guest_factory = &factory;
+
+const struct guest_kind guest_builtin_kind = {
+	.ops = &microvm_ops,
+	.factory = &factory,
+	.let_go = guest_destroy,
+	.has_left = guest_destroy,
+};
 
 /* --- Questions -----------------------------------------------------------------------------------
  */

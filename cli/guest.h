@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The VM behind a name, as the commands see it: the one place in cli/ that knows which VMM it is.
+ * The VM behind a name, as the commands see it: the one place in cli/ that knows which VMM it is
+ * (guest_qemu.h for the others).
  * guest_account() may be called from any thread while the VM exists, the rest from one at a time.
  */
 #ifndef CLI_GUEST_H
@@ -35,7 +36,18 @@ struct guest_account {
 	char first_error[512], tsc_note[160];
 };
 
-extern const struct jaunt_vm_ops *const guest_ops;
+/* Which VMM it is of, as far as that makes a difference to whoever owns the VM. */
+struct guest_kind {
+	const struct jaunt_vm_ops *ops;
+	const struct jaunt_vm_factory *factory; /* its context: a struct guest_host */
+	void (*let_go)(void *vm);               /* of no more use here: ends it, or leaves it */
+	void (*has_left)(void *vm);             /* the same, of one that runs elsewhere now */
+	/* The guest has a process of its own, and is there without its owner: that one is needed
+	 * only while it moves. The functions below are for guests that have none. */
+	bool separate;
+};
+extern const struct guest_kind guest_builtin_kind;
+extern const struct guest_kind guest_qemu_kind;
 
 int guest_check_workload(const char *text, struct jaunt_error *error);
 
@@ -68,17 +80,19 @@ int guest_write_throughput(void *vm, const char *path, struct jaunt_error *error
 json_t *guest_account_json(const struct guest_account *account,
 			   const struct jaunt_percentiles *touches, enum guest_check check);
 
-/* Receives a VM: the context of guest_factory. All hooks are called on the migration's thread. */
+struct guest_qemu;
+
+/* Receives a VM: the context of a kind's factory. All hooks are called on the migration's thread. */
 struct guest_host {
 	const char *name;   /* of the VM here; NULL: its name at the source */
 	bool thread_backed; /* a VM without KVM is welcome */
+	const struct guest_qemu *qemu; /* which QEMU takes it in; has the name already */
 	/* Before anything is made; may refuse. */
 	int (*arriving)(void *context, const char *name, struct jaunt_error *error);
 	void (*created)(void *context, void *vm, const struct guest_facts *facts);
 	void (*gone)(void *context); /* just before it is destroyed, or as it could not be made */
 	void *context;
 };
-extern const struct jaunt_vm_factory *const guest_factory;
 
 /* Whether KVM can be used here, and a VM be made with it. */
 int guest_check_host(struct jaunt_error *error);

@@ -19,6 +19,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,20 +60,15 @@ void host_say(struct host *host, const char *format, ...)
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
 	text_clean(clean, sizeof(clean), text);
+	if (host->quiet)
+		return;
 	fprintf(stderr, "%s: %s\n", host->command, clean);
 }
 
-int host_open(struct host *host, const char *command, struct jaunt_error *error)
+static int take_over_signals(struct host *host)
 {
-	const struct server_handler handler = {.request = host_request, .user = host};
 	sigset_t signals;
 
-	*host = (struct host){.command = command,
-			      .claim = RUNTIME_NO_CLAIM,
-			      .pending = RUNTIME_NO_CLAIM,
-			      .signal_fd = -1,
-			      .wake_fd = -1};
-	pthread_mutex_init(&host->lock, NULL);
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGINT);
 	sigaddset(&signals, SIGTERM);
@@ -80,8 +76,22 @@ int host_open(struct host *host, const char *command, struct jaunt_error *error)
 	pthread_sigmask(SIG_BLOCK, &signals, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	host->signal_fd = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+	return host->signal_fd < 0 ? -errno : 0;
+}
+
+int host_open(struct host *host, const char *command, bool signals, struct jaunt_error *error)
+{
+	const struct server_handler handler = {.request = host_request, .user = host};
+
+	*host = (struct host){.command = command,
+			      .kind = &guest_builtin_kind,
+			      .claim = RUNTIME_NO_CLAIM,
+			      .pending = RUNTIME_NO_CLAIM,
+			      .signal_fd = -1,
+			      .wake_fd = -1};
+	pthread_mutex_init(&host->lock, NULL);
 	host->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	if (host->signal_fd < 0 || host->wake_fd < 0)
+	if (host->wake_fd < 0 || (signals && take_over_signals(host) < 0))
 		return error_set(error, errno, "no-files",
 				 "cannot open the descriptors that it needs: %s; see `ulimit -n`",
 				 strerror(errno));
@@ -102,12 +112,23 @@ int host_claim(struct host *host, const char *name, struct jaunt_error *error)
 	return 0;
 }
 
-void host_adopt(struct host *host, void *vm, const struct guest_facts *facts)
+void host_adopt(struct host *host, const struct guest_kind *kind, void *vm,
+		const struct guest_facts *facts)
 {
+	host->kind = kind;
 	host->vm = vm;
 	host->facts = *facts;
 	host->vm_here = true;
-	host->starting = true;
+	host->starting = !kind->separate;
+}
+
+void host_leave(struct host *host)
+{
+	uint64_t one = 1;
+
+	atomic_store(&host->leave, true);
+	if (write(host->wake_fd, &one, sizeof(one)) < 0)
+		return; /* EAGAIN: it is awake already */
 }
 
 static void tell_followers(struct host *host, const struct jaunt_status *status)
@@ -120,7 +141,7 @@ static void tell_followers(struct host *host, const struct jaunt_status *status)
 
 static void tell_phase(struct host *host, const struct jaunt_status *status)
 {
-	const char *name = host->claim.name;
+	const char *name = host_name(host);
 	bool outgoing = job_outgoing(host->job);
 
 	host->shown = status->phase;
@@ -166,7 +187,7 @@ static void tell_refusal(struct host *host, const struct jaunt_status *status)
 static void end_outgoing(struct host *host, const struct jaunt_status *status,
 			 enum jaunt_outcome outcome)
 {
-	const char *name = host->claim.name;
+	const char *name = host_name(host);
 
 	host->has_left = true;
 	host->left = *status;
@@ -178,6 +199,8 @@ static void end_outgoing(struct host *host, const struct jaunt_status *status,
 			host_say(host, "%s: a dry run to %s went well", name, status->peer);
 		else
 			host_say(host, "%s: runs on here: %s", name, status->error);
+		host->finished = host->kind->separate;
+		host->outcome = outcome;
 		return;
 	}
 	host->vm_here = false;
@@ -195,13 +218,15 @@ static void end_outgoing(struct host *host, const struct jaunt_status *status,
 static void end_incoming(struct host *host, const struct jaunt_status *status,
 			 enum jaunt_outcome outcome)
 {
-	const char *name = host->claim.name;
+	const char *name = host_name(host);
 
 	host->has_arrived = true;
 	host->arrived = *status;
 	if (outcome == JAUNT_DONE && status->vm_is_at == JAUNT_AT_TARGET) {
 		host->vm_here = true;
 		host_say(host, "%s: complete, every page is here; the source is released", name);
+		host->finished = host->kind->separate; /* it can do without us now */
+		host->outcome = outcome;
 		return;
 	}
 	host->finished = true;
@@ -209,14 +234,17 @@ static void end_incoming(struct host *host, const struct jaunt_status *status,
 	host_say(host, "%s", status->error[0] ? status->error : "no VM came");
 }
 
-static void destroy_guest(struct host *host)
+/* It is of no more use here; `left`: it runs elsewhere. */
+static void let_go(struct host *host, bool left)
 {
 	pthread_mutex_lock(&host->lock);
 	void *vm = host->vm;
 	host->vm = NULL;
 	pthread_mutex_unlock(&host->lock);
-	if (vm)
-		guest_destroy(vm);
+	if (vm && left)
+		host->kind->has_left(vm);
+	else if (vm)
+		host->kind->let_go(vm);
 }
 
 static void job_ended(struct host *host, enum jaunt_outcome outcome)
@@ -237,13 +265,16 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 	host->abandon_ns = 0;
 	/* Closing the migration takes the handler from a guest that may still wait for a page, and
 	 * would then read zeros: the guest goes first. */
-	if (!job_outgoing(job) && outcome == JAUNT_INCOMPLETE)
-		destroy_guest(host);
+	if (!job_outgoing(job) && outcome == JAUNT_INCOMPLETE && !host->kind->separate)
+		let_go(host, false);
+	bool left = job_outgoing(job) && outcome == JAUNT_DONE && !host->vm_here;
 	/* Whoever hears of the end may ask for the next migration: close this one first. */
-	if (!job_outgoing(job) && host->vm_here)
+	if (!job_outgoing(job) && host->vm_here && !host->kind->separate)
 		host->arrival = job; /* it knows which pages were demanded */
 	else
 		job_close(job);
+	if (host->kind->separate)
+		let_go(host, left);
 	server_broadcast(host->server, event, false, true);
 }
 
@@ -277,11 +308,11 @@ static void stop_asked(struct host *host, const char *by)
 		 "%s refused: %s is committed to %s and %" PRIu64 " pages are still missing; "
 		 "without this process %s. Wait until it is complete, or give it up with `jaunt "
 		 "cancel %s --abandon`",
-		 by, host->claim.name, job_outgoing(host->job) ? status.peer : "this host",
+		 by, host_name(host), job_outgoing(host->job) ? status.peer : "this host",
 		 status.pages.missing,
 		 job_outgoing(host->job) ? "the guest would lose its memory"
 					 : "the VM would be lost",
-		 host->claim.name);
+		 host_name(host));
 }
 
 static void take_signals(struct host *host)
@@ -420,10 +451,10 @@ static void look_after_start(struct host *host)
 		return;
 	host->starting = false;
 	if (result < 0) {
-		host_say(host, "%s: %s", host->claim.name, error.text);
+		host_say(host, "%s: %s", host_name(host), error.text);
 		return;
 	}
-	host_say(host, "ready: %s is at work on its memory", host->claim.name);
+	host_say(host, "ready: %s is at work on its memory", host_name(host));
 	notify_send("READY=1");
 }
 
@@ -469,11 +500,15 @@ enum jaunt_outcome host_run(struct host *host)
 		host_settle_name(host);
 		if (own[0].revents)
 			take_signals(host);
+		if (atomic_load(&host->leave))
+			host->stop_wanted = true;
 		if (host->starting)
 			look_after_start(host);
 		if (host->job)
 			look_after_job(host);
-		if (host->stop_wanted && !host->job && !host->finished)
+		if (host->stop_wanted && !host->job && !host->finished && host->kind->separate)
+			host->finished = true;
+		else if (host->stop_wanted && !host->job && !host->finished)
 			stop(host);
 	}
 	/* Those who wait for the last event get it before the process goes. */
@@ -484,8 +519,7 @@ enum jaunt_outcome host_run(struct host *host)
 void host_close(struct host *host)
 {
 	job_close(host->arrival);
-	if (host->vm)
-		guest_destroy(host->vm);
+	let_go(host, false);
 	server_close(host->server);
 	runtime_release(&host->pending);
 	runtime_release(&host->claim);

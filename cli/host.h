@@ -20,11 +20,14 @@
 
 struct host {
 	const char *command;        /* "vm run", "receive": begins every line it prints */
+	bool quiet;                 /* it prints none: somebody else in this process does */
+	const char *label;          /* the VM's name as it is told, NULL: that of the claim */
 	struct runtime_claim claim; /* written under `lock` */
 	char waiting_name[RUNTIME_NAME_MAX + 1]; /* of a receive to which no VM has come */
 	struct server *server;
 	int signal_fd, wake_fd;
 
+	const struct guest_kind *kind;
 	struct guest_host guests; /* context of the target's factory */
 	struct job *job;          /* the migration under way, NULL: none */
 	struct job *arrival;      /* the one that brought the VM, once complete, until it leaves */
@@ -47,6 +50,7 @@ struct host {
 	uint64_t stop_ns;    /* when a signal asked for it */
 	uint64_t abandon_ns; /* when the source's farewell is waited for no longer; 0: it is */
 	bool told_poll;      /* that clients cannot be listened to */
+	_Atomic bool leave;  /* see host_leave() */
 	enum jaunt_outcome outcome;
 	enum guest_check check;       /* the guest's last check of its memory */
 	struct guest_account account; /* the last one taken */
@@ -58,19 +62,30 @@ struct host {
 	bool go_back;                 /* it did not come after all: the former name again */
 };
 
-/* Blocks the signals that it handles: call it before any thread is made. */
-int host_open(struct host *host, const char *command, struct jaunt_error *error);
+/* Blocks the signals that it handles: call it before any thread is made. Without `signals` they are
+ * somebody else's affair. */
+int host_open(struct host *host, const char *command, bool signals, struct jaunt_error *error);
 /* The name to answer to. */
 int host_claim(struct host *host, const char *name, struct jaunt_error *error);
 /* Hands over a VM that was started; host_run() says when it is at work. */
-void host_adopt(struct host *host, void *vm, const struct guest_facts *facts);
-/* Listens for a VM. `name`: what it is to be called here, NULL: as at the source. Keeps `options`
- * no longer than the call. */
-int host_receive(struct host *host, const char *name, bool thread_backed,
-		 const struct jaunt_options *options, struct jaunt_error *error);
+void host_adopt(struct host *host, const struct guest_kind *kind, void *vm,
+		const struct guest_facts *facts);
+/* Listens for a VM. `name`: what it is to be called here, NULL: as at the source. `qemu`: which
+ * QEMU takes it in, NULL: a built-in one is made. Keeps `options` no longer than the call. */
+int host_receive(struct host *host, const char *name, const struct guest_qemu *qemu,
+		 bool thread_backed, const struct jaunt_options *options,
+		 struct jaunt_error *error);
+/* From another thread: host_run() returns as soon as no migration is under way. */
+void host_leave(struct host *host);
 /* Until the VM is gone or stopped, or never came. The exit code. */
 enum jaunt_outcome host_run(struct host *host);
 void host_close(struct host *host);
+
+/* The VM's name as it is told. */
+static inline const char *host_name(const struct host *host)
+{
+	return host->label ? host->label : host->claim.name;
+}
 
 /* Takes from the migration that brought the VM what is still of use, and closes it: before the VM
  * is moved on, or destroyed. */

@@ -76,18 +76,22 @@ static void vm_gone(void *context)
 /* --- On the loop's -------------------------------------------------------------------------------
  */
 
-int host_receive(struct host *host, const char *name, bool thread_backed,
-		 const struct jaunt_options *options, struct jaunt_error *error)
+int host_receive(struct host *host, const char *name, const struct guest_qemu *qemu,
+		 bool thread_backed, const struct jaunt_options *options,
+		 struct jaunt_error *error)
 {
+	if (qemu)
+		host->kind = &guest_qemu_kind;
 	host->guests = (struct guest_host){.name = name,
+					   .qemu = qemu,
 					   .thread_backed = thread_backed,
 					   .arriving = vm_arriving,
 					   .created = vm_created,
 					   .gone = vm_gone,
 					   .context = host};
 	host->shown = JAUNT_PHASE_WAITING;
-	return job_start_target(&host->job, guest_factory, &host->guests, options, host->wake_fd,
-				error);
+	return job_start_target(&host->job, host->kind->factory, &host->guests, options,
+				host->wake_fd, error);
 }
 
 void host_settle_name(struct host *host)

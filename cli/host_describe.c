@@ -13,7 +13,7 @@ bool host_take_account(struct host *host)
 {
 	pthread_mutex_lock(&host->lock);
 	bool there = host->vm != NULL;
-	if (there)
+	if (there && !host->kind->separate)
 		guest_account(host->vm, &host->account, NULL);
 	pthread_mutex_unlock(&host->lock);
 	return there;
@@ -64,7 +64,7 @@ json_t *host_describe(struct host *host)
 
 	if (host->job)
 		job_status(host->job, &status);
-	json_t *object = json_pack("{s:s, s:I, s:s, s:s}", "name", host->claim.name, "pid",
+	json_t *object = json_pack("{s:s, s:I, s:s, s:s}", "name", host_name(host), "pid",
 				   (json_int_t)getpid(), "command", host->command, "state",
 				   state_word(host, &status));
 	json_object_set_new(object, "memory_bytes",
@@ -76,7 +76,8 @@ json_t *host_describe(struct host *host)
 	json_object_set_new(object, "thread_backed",
 			    json_boolean(there && host->facts.thread_backed));
 	json_object_set_new(object, "guest",
-			    there ? guest_account_json(&host->account,
+			    there && !host->kind->separate
+				  ? guest_account_json(&host->account,
 						       host->has_touches ? &host->touches : NULL,
 						       host->check)
 				  : json_null());

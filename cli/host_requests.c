@@ -109,14 +109,14 @@ static void migrate(struct host *host, struct server_client *client, const json_
 			error_set(&error, EBUSY, "busy",
 				  "%s is already being moved to %s; wait for the end of that, or "
 				  "`jaunt cancel %s`",
-				  host->claim.name, job_peer(host->job), host->claim.name);
+				  host_name(host), job_peer(host->job), host_name(host));
 		else
 			error_set(&error, EBUSY, "busy",
 				  "%s has not arrived here completely yet (%llu pages missing); "
 				  "move it on when it has",
-				  host->claim.name, (unsigned long long)status.pages.missing);
+				  host_name(host), (unsigned long long)status.pages.missing);
 	} else if (!host->vm_here || host->stop_wanted || host->finished) {
-		error_set(&error, EBUSY, "busy", "%s is being stopped", host->claim.name);
+		error_set(&error, EBUSY, "busy", "%s is being stopped", host_name(host));
 	}
 	if (error.code) {
 		refuse(client, JAUNT_FAILED, &error);
@@ -132,7 +132,7 @@ static void migrate(struct host *host, struct server_client *client, const json_
 	}
 	host_settle_arrival(host);
 	host->shown = JAUNT_PHASE_IDLE;
-	if (job_start_source(&host->job, guest_ops, host->vm, &options, host->wake_fd, &error)) {
+	if (job_start_source(&host->job, host->kind->ops, host->vm, &options, host->wake_fd, &error)) {
 		refuse(client, outcome_of_error(&error), &error);
 		return;
 	}
@@ -148,7 +148,7 @@ static void act(struct host *host, struct server_client *client, const char *wha
 
 	if (!host->job) {
 		error_set(&error, ESRCH, "no-migration",
-			  "%s is not being moved: there is nothing to %s", host->claim.name, what);
+			  "%s is not being moved: there is nothing to %s", host_name(host), what);
 		refuse(client, JAUNT_FAILED, &error);
 		return;
 	}
@@ -172,7 +172,7 @@ static void set(struct host *host, struct server_client *client, const json_t *r
 			  "set: push, bandwidth and downtime-limit are known");
 	else if (!host->job)
 		error_set(&error, ESRCH, "no-migration",
-			  "%s is not being moved: there is nothing to set", host->claim.name);
+			  "%s is not being moved: there is nothing to set", host_name(host));
 	else if (json_is_integer(limit) &&
 		 !(json_integer_value(limit) >= 1 && json_integer_value(limit) <= 3600000))
 		error_set(&error, EINVAL, "bad-option",
@@ -198,7 +198,7 @@ static void switch_now(struct host *host, struct server_client *client)
 
 	if (!host->job)
 		error_set(&error, ESRCH, "no-migration",
-			  "%s is not being moved: there is nothing to switch", host->claim.name);
+			  "%s is not being moved: there is nothing to switch", host_name(host));
 	else
 		job_switch(host->job, &error);
 	if (error.code)
@@ -233,7 +233,7 @@ void host_request(void *user, struct server_client *client, json_t *request)
 		error_set(&error, EINVAL, "bad-request",
 			  "the process that owns %s does not know this command; is it of an older "
 			  "version?",
-			  host->claim.name);
+			  host_name(host));
 		refuse(client, JAUNT_USAGE, &error);
 	}
 }

@@ -7,6 +7,9 @@
  * terminal goes, the migration goes on. What it can say when the owner vanishes depends on the last
  * phase it heard of, which may be a tenth of a second old: only a phase after COMMIT is proof of
  * anything.
+ *
+ * A guest in a QEMU has no process of ours. Then its owner is a thread of this one (owner.h), which
+ * is spoken to in the same way; and this process must stay as long as its pages are needed.
  */
 #include "cli/command.h"
 
@@ -25,6 +28,7 @@
 #include "cli/client.h"
 #include "cli/explain.h"
 #include "cli/outcome.h"
+#include "cli/owner.h"
 #include "cli/peer.h"
 #include "cli/progress.h"
 #include "cli/quantity.h"
@@ -33,6 +37,7 @@
 #include "cli/snapshot.h"
 #include "cli/text.h"
 #include "cli/tracefile.h"
+#include "cli/vmname.h"
 
 struct migrate_arguments {
 	struct jaunt_options options;
@@ -46,6 +51,7 @@ struct migrate_arguments {
 /* What is known in this process. */
 struct follower {
 	struct client client;
+	struct owner *owner; /* in this process, of a VM that has none of its own; else NULL */
 	struct progress progress;
 	struct jaunt_status status; /* as heard last */
 	struct jaunt_error error;
@@ -191,7 +197,7 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 		break;
 	case ARGP_KEY_ARG:
 		if (state->arg_num == 0) {
-			runtime_name_check(argument, &error);
+			vmname_check(argument, &error);
 			arguments->name = argument;
 		} else if (state->arg_num == 1) {
 			if (!peer_parse(&arguments->peer, argument, &error) &&
@@ -266,10 +272,8 @@ static bool take_signal(struct follower *follower)
 
 	if (read(follower->signal_fd, &info, sizeof(info)) != sizeof(info))
 		return false;
-	if (info.ssi_signo == SIGHUP)
-		return true;
-	if (follower->told_committed)
-		return true;
+	if (info.ssi_signo == SIGHUP || follower->told_committed)
+		return !follower->owner;
 	if (follower->cancel_asked)
 		return false;
 	struct jaunt_error error = {.code = 0};
@@ -284,9 +288,11 @@ static bool take_signal(struct follower *follower)
 		return false; /* its end is on the way to us */
 	follower->told_committed = true;
 	snprintf(text, sizeof(text),
-		 "too late to cancel: %.900s. The migration goes on in the VM's own process, with "
-		 "or "
-		 "without this command; press Ctrl-C again to leave it alone",
+		 follower->owner ? "too late to cancel: %.900s. This process serves the pages that "
+				   "are still missing, and ends when there are none"
+				 : "too late to cancel: %.900s. The migration goes on in the VM's "
+				   "own process, with or without this command; press Ctrl-C again to "
+				   "leave it alone",
 		 error.text);
 	say(follower, text);
 	return false;
@@ -387,6 +393,12 @@ static enum jaunt_outcome begin(struct follower *follower,
 	follower->signal_fd = catch_signals(error);
 	if (follower->signal_fd < 0)
 		return JAUNT_FAILED;
+	if (vmname_monitor(arguments->name)) {
+		int result = owner_start(&follower->owner, arguments->name, error);
+		if (result && result != -EEXIST)
+			return outcome_of_error(error);
+		error_clear(error);
+	}
 	if (client_open(&follower->client, arguments->name, error))
 		return outcome_of_error(error);
 	return client_request(&follower->client, request_of(&arguments->options), NULL, error);
@@ -458,6 +470,7 @@ int command_migrate(int argc, char **argv)
 			     arguments.options.dry_run);
 	}
 	client_close(&follower.client);
+	owner_end(follower.owner);
 	json_decref(follower.decisions);
 	free(arguments.trace);
 	return (int)outcome;

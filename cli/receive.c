@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cli/guest.h"
+#include "cli/guest_qemu.h"
 #include "cli/host.h"
 #include "cli/notify.h"
 #include "cli/outcome.h"
@@ -17,18 +17,22 @@
 #include "cli/snapshot.h"
 #include "cli/text.h"
 #include "cli/tracefile.h"
+#include "cli/vmname.h"
 
 struct receive_arguments {
 	struct jaunt_options options;
 	struct peer peer;
 	const char *as, *throughput;
+	struct guest_qemu qemu;
 	char *trace;
-	bool thread_backed, json;
+	bool thread_backed, json, is_qemu;
 };
 
 static const struct argp_option receive_options[] = {
-	{"as", COMMAND_KEY_AS, "NAME", 0,
-	 "The VM's name on this host (default: its name at the source)", 0},
+	{"as", COMMAND_KEY_AS, "NAME|qemu:SOCKET", 0,
+	 "The VM's name on this host (default: its name at the source); or the QEMU, started with "
+	 "-incoming defer, that takes its guest in, by the socket of its monitor",
+	 0},
 	{"fault-threads", COMMAND_KEY_FAULT_THREADS, "N", 0,
 	 "Threads that answer the guest's faults, 1 to 16 (default: 1)", 0},
 	{"peer-timeout", COMMAND_KEY_PEER_TIMEOUT, "TIME", 0,
@@ -58,8 +62,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 
 	switch (key) {
 	case COMMAND_KEY_AS:
-		runtime_name_check(argument, &error);
+		vmname_check(argument, &error);
 		arguments->as = argument;
+		arguments->is_qemu = vmname_monitor(argument) != NULL;
 		break;
 	case COMMAND_KEY_FAULT_THREADS:
 		quantity_count("fault threads", argument, 1, 16, &value, &error);
@@ -121,20 +126,34 @@ static int claim_waiting_name(struct host *host, const struct receive_arguments 
 	return result;
 }
 
-static int start(struct host *host, const struct receive_arguments *arguments,
-		 struct jaunt_error *error)
+/* The name that it was told to take, of a QEMU too. */
+static int claim_given_name(struct host *host, struct receive_arguments *arguments,
+			    struct jaunt_error *error)
+{
+	char name[RUNTIME_NAME_MAX + 1];
+	int result = vmname_runtime(name, arguments->as, error);
+
+	if (result == 0 && arguments->is_qemu) {
+		host->label = arguments->as;
+		result = guest_qemu_place(&arguments->qemu, arguments->as, error);
+	}
+	return result ? result : host_claim(host, name, error);
+}
+
+static int start(struct host *host, struct receive_arguments *arguments, struct jaunt_error *error)
 {
 	char listening[320], state[400];
-	int result = host_open(host, "receive", error);
+	int result = host_open(host, "receive", true, error);
 
 	host->throughput_path = arguments->throughput;
 	if (!result && arguments->trace)
 		result = tracefile_check(arguments->trace, error);
 	if (!result && arguments->as)
-		result = host_claim(host, arguments->as, error);
+		result = claim_given_name(host, arguments, error);
 	if (!result)
-		result = host_receive(host, arguments->as, arguments->thread_backed,
-				      &arguments->options, error);
+		result = host_receive(host, arguments->as,
+				      arguments->is_qemu ? &arguments->qemu : NULL,
+				      arguments->thread_backed, &arguments->options, error);
 	if (result)
 		return result;
 	unsigned port = jaunt_target_port(job_migration(host->job));
@@ -143,7 +162,7 @@ static int start(struct host *host, const struct receive_arguments *arguments,
 		return result;
 	snprintf(host->waiting_name, sizeof(host->waiting_name), "%s", host->claim.name);
 	peer_format(&arguments->peer, port, listening, sizeof(listening));
-	host_say(host, "ready: listening on %s as %s", listening, host->claim.name);
+	host_say(host, "ready: listening on %s as %s", listening, host_name(host));
 	snprintf(state, sizeof(state), "READY=1\nSTATUS=listening on %s\n", listening);
 	notify_send(state);
 	return 0;
@@ -164,12 +183,13 @@ static void print_json(const struct host *host, const struct jaunt_error *error,
 	}
 	json_t *object = report_json("jaunt.receive/1", &status, arrived ? JAUNT_DONE : outcome);
 	json_object_set_new(object, "exit_code", json_integer((json_int_t)outcome));
-	json_object_set_new(object, "name", text_json(host->claim.name));
+	json_object_set_new(object, "name", text_json(host_name(host)));
+	bool account = arrived && !host->kind->separate;
 	json_t *guest =
-		arrived ? guest_account_json(&host->account,
+		account ? guest_account_json(&host->account,
 					     host->has_touches ? &host->touches : NULL, host->check)
 			: json_null();
-	if (arrived)
+	if (account)
 		json_object_set_new(guest, "waited_us", text_real(host->waited_us));
 	json_object_set_new(object, "guest", guest);
 	json_object_set_new(
@@ -186,7 +206,7 @@ static void print_words(const struct host *host)
 
 	if (!host->has_arrived || host->arrived.phase != JAUNT_PHASE_COMPLETED)
 		return;
-	report_print_arrival(stdout, host->claim.name, &host->arrived);
+	report_print_arrival(stdout, host_name(host), &host->arrived);
 	if (faults->count)
 		printf("  faults      %llu, p50 %s, p99 %s, max %s\n",
 		       (unsigned long long)faults->count,

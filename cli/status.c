@@ -108,11 +108,14 @@ static void print_row(const json_t *vm)
 	text_clean(name, sizeof(name), text_of(vm, "name"));
 	text_clean(state, sizeof(state), text_of(vm, "state"));
 	text_clean(workload, sizeof(workload), text_of(vm, "workload"));
-	if (json_is_object(guest)) {
-		text_bytes(memory, sizeof(memory),
-			   (uint64_t)json_integer_value(json_object_get(vm, "memory_bytes")));
+	uint64_t bytes = (uint64_t)json_integer_value(json_object_get(vm, "memory_bytes"));
+
+	if (bytes) {
+		text_bytes(memory, sizeof(memory), bytes);
 		snprintf(vcpus, sizeof(vcpus), "%lld",
 			 (long long)json_integer_value(json_object_get(vm, "vcpus")));
+	}
+	if (json_is_object(guest)) {
 		snprintf(operations, sizeof(operations), "%lld",
 			 (long long)json_integer_value(json_object_get(guest, "operations")));
 		snprintf(errors, sizeof(errors), "%lld",

@@ -137,7 +137,7 @@ static int run(struct host *host, struct vm_arguments *arguments, struct jaunt_e
 {
 	char memory[TEXT_ROOM];
 	void *vm = NULL;
-	int result = host_open(host, "vm run", error);
+	int result = host_open(host, "vm run", true, error);
 
 	host->facts = arguments->facts;
 	/* The name first: it costs nothing, and is the likeliest mistake. */
@@ -152,7 +152,7 @@ static int run(struct host *host, struct vm_arguments *arguments, struct jaunt_e
 		guest_destroy(vm);
 		return result;
 	}
-	host_adopt(host, vm, &arguments->facts);
+	host_adopt(host, &guest_builtin_kind, vm, &arguments->facts);
 	host_say(host, "%s: runs, %s, %u vCPU%s%s, workload %s, process %ld", arguments->facts.name,
 		 text_bytes(memory, sizeof(memory), arguments->facts.memory_bytes),
 		 arguments->facts.vcpus, arguments->facts.vcpus == 1 ? "" : "s",

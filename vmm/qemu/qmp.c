@@ -76,11 +76,35 @@ static int ready(struct qmp *qmp, short what, uint64_t deadline_ns, struct jaunt
 	}
 }
 
-static int write_all(struct qmp *qmp, const char *text, size_t bytes, uint64_t deadline_ns,
-		     struct jaunt_error *error)
+union descriptor_room {
+	struct cmsghdr align;
+	char bytes[CMSG_SPACE(sizeof(int))];
+};
+
+/* A descriptor, if there is one, goes with the first of the bytes. */
+static ssize_t write_some(struct qmp *qmp, const char *text, size_t bytes, int passed)
+{
+	struct iovec part = {(void *)text, bytes};
+	union descriptor_room room = {.bytes = {0}};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	if (passed >= 0) {
+		message.msg_control = room.bytes;
+		message.msg_controllen = sizeof(room.bytes);
+		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &passed, sizeof(passed));
+	}
+	return sendmsg(qmp->fd, &message, MSG_NOSIGNAL);
+}
+
+static int write_all(struct qmp *qmp, const char *text, size_t bytes, int passed,
+		     uint64_t deadline_ns, struct jaunt_error *error)
 {
 	for (size_t done = 0; done < bytes;) {
-		ssize_t sent = send(qmp->fd, text + done, bytes - done, MSG_NOSIGNAL);
+		ssize_t sent = write_some(qmp, text + done, bytes - done, done ? -1 : passed);
 		if (sent >= 0) {
 			done += (size_t)sent;
 			continue;
@@ -228,8 +252,8 @@ static int outcome(struct qmp *qmp, json_t *answer, json_t **result, struct jaun
 	return 0;
 }
 
-static int execute(struct qmp *qmp, const char *command, json_t *arguments, uint64_t deadline_ns,
-		   json_t **result, struct jaunt_error *error)
+static int execute(struct qmp *qmp, const char *command, json_t *arguments, int passed,
+		   uint64_t deadline_ns, json_t **result, struct jaunt_error *error)
 {
 	json_int_t id = ++qmp->last_id;
 	json_t *request =
@@ -245,7 +269,7 @@ static int execute(struct qmp *qmp, const char *command, json_t *arguments, uint
 	size_t bytes = strlen(text);
 	text[bytes] = '\n';
 	status = qmp->broken ? gone(qmp, error)
-			     : write_all(qmp, text, bytes + 1, deadline_ns, error);
+			     : write_all(qmp, text, bytes + 1, passed, deadline_ns, error);
 	free(text);
 	if (status == 0)
 		status = answer_to(qmp, id, &answer, deadline_ns, error);
@@ -264,10 +288,21 @@ static uint64_t deadline_in(unsigned timeout_ms)
 int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigned timeout_ms,
 		json_t **result, struct jaunt_error *error)
 {
-	int status = execute(qmp, command, arguments, deadline_in(timeout_ms), result, error);
+	int status = execute(qmp, command, arguments, -1, deadline_in(timeout_ms), result, error);
 
 	if (status)
 		error_context(error, "QEMU: %s", command);
+	return status;
+}
+
+int qmp_pass(struct qmp *qmp, const char *name, int fd, unsigned timeout_ms,
+	     struct jaunt_error *error)
+{
+	int status = execute(qmp, "getfd", json_pack("{s:s}", "fdname", name), fd,
+			     deadline_in(timeout_ms), NULL, error);
+
+	if (status)
+		error_context(error, "QEMU: getfd");
 	return status;
 }
 
@@ -358,7 +393,7 @@ static int greet(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *erro
 	    micro > 99)
 		return not_qmp(qmp, error, "the greeting is not that of a QEMU");
 	qmp->version = (unsigned)(major * 10000 + minor * 100 + micro);
-	return execute(qmp, "qmp_capabilities", NULL, deadline_ns, NULL, error);
+	return execute(qmp, "qmp_capabilities", NULL, -1, deadline_ns, NULL, error);
 }
 
 int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jaunt_error *error)

@@ -37,6 +37,11 @@ unsigned qmp_version(const struct qmp *qmp);
 int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigned timeout_ms,
 		json_t **result, struct jaunt_error *error);
 
+/* Gives QEMU a copy of a descriptor, under a name that commands like `migrate` know it by; in place
+ * of one of that name which was not used. */
+int qmp_pass(struct qmp *qmp, const char *name, int fd, unsigned timeout_ms,
+	     struct jaunt_error *error);
+
 /* The oldest event of that name that was not taken yet, waiting for one if there is none. A new
  * reference to the whole of it, with "data" and "timestamp", goes to *event unless that is NULL. */
 int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Taking hold of a QEMU, on either side, and letting go of it. */
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "vmm/qemu/commit.h"
+#include "vmm/qemu/stream.h"
+#include "vmm/qemu/vm.h"
+
+#define GREETING_MS 5000
+#define END_MS      5000
+
+/* --- What it is --------------------------------------------------------------------------------
+ */
+
+static int text_of(struct qemu *vm, const char *command, json_t *arguments, const char *key,
+		   char *text, size_t room, struct jaunt_error *error)
+{
+	json_t *answer = NULL;
+	int result =
+		qmp_execute(vm->qmp, command, arguments, QEMU_ANSWER_MS, &answer, error);
+	const char *found = json_string_value(key ? json_object_get(answer, key) : answer);
+
+	snprintf(text, room, "%s", found ? found : "");
+	json_decref(answer);
+	return result;
+}
+
+static int count_vcpus(struct qemu *vm, struct jaunt_error *error)
+{
+	json_t *answer = NULL;
+	int result = qmp_execute(vm->qmp, "query-cpus-fast", NULL, QEMU_ANSWER_MS, &answer, error);
+
+	vm->facts.vcpus = (unsigned)json_array_size(answer);
+	json_decref(answer);
+	return result;
+}
+
+static int learn_facts(struct qemu *vm, struct jaunt_error *error)
+{
+	struct qemu_facts *facts = &vm->facts;
+	unsigned version = qmp_version(vm->qmp);
+	int result = text_of(vm, "query-name", NULL, "name", facts->name, sizeof(facts->name),
+			     error);
+
+	if (result == 0)
+		result = text_of(vm, "qom-get",
+				 json_pack("{s:s, s:s}", "path", "/machine", "property", "type"),
+				 NULL, vm->machine, sizeof(vm->machine), error);
+	if (result == 0)
+		result = count_vcpus(vm, error);
+	if (result)
+		return result;
+	if (!facts->name[0]) {
+		const char *slash = strrchr(vm->place->monitor, '/');
+		snprintf(facts->name, sizeof(facts->name), "%.*s", (int)sizeof(facts->name) - 1,
+			 slash ? slash + 1 : vm->place->monitor);
+	}
+	snprintf(vm->version, sizeof(vm->version), "%u.%u.%u", version / 10000,
+		 version / 100 % 100, version % 100);
+	snprintf(vm->vcpus, sizeof(vm->vcpus), "%u", facts->vcpus);
+	vm->properties[0] = (struct jaunt_property){"qemu", vm->version};
+	vm->properties[1] = (struct jaunt_property){"machine", vm->machine};
+	vm->properties[2] = (struct jaunt_property){"vcpus", vm->vcpus};
+	return 0;
+}
+
+/* Where a region lies in the guest is QEMU's affair, and its own stream says so and checks it. The
+ * engine only needs addresses that both sides agree on: one region behind the other. */
+static void describe_regions(struct qemu *vm)
+{
+	uint64_t next = 0;
+
+	vm->facts.page_bytes = AGENT_PAGE;
+	for (size_t i = 0; i < vm->regions.count; i++) {
+		const struct regions_one *one = &vm->regions.all[i];
+		next = (next + one->page_bytes - 1) / one->page_bytes * one->page_bytes;
+		vm->described[i] = (struct jaunt_region){.name = one->id,
+							 .guest_address = next,
+							 .bytes = one->bytes,
+							 .page_bytes = one->page_bytes,
+							 .fd = one->fd,
+							 .view = (void *)(uintptr_t)one->address};
+		next += one->bytes;
+		vm->facts.memory_bytes += one->bytes;
+		if (one->page_bytes > vm->facts.page_bytes)
+			vm->facts.page_bytes = one->page_bytes;
+	}
+}
+
+void qemu_facts(const struct qemu *vm, struct qemu_facts *facts)
+{
+	*facts = vm->facts;
+}
+
+/* --- Opening -----------------------------------------------------------------------------------
+ */
+
+static int check_status(struct qemu *vm, struct jaunt_error *error)
+{
+	char status[32];
+	int result = text_of(vm, "query-status", NULL, "status", status, sizeof(status), error);
+
+	if (result)
+		return result;
+	if (vm->incoming && strcmp(status, "inmigrate") != 0)
+		return error_set(error, EINVAL, "qemu-state",
+				 "this QEMU does not wait for a guest, it says \"%s\": start it "
+				 "with the options of the source's and -incoming defer",
+				 status);
+	if (!vm->incoming && strcmp(status, "running") != 0)
+		return error_set(error, EINVAL, "qemu-state",
+				 "the guest does not run, QEMU says \"%s\": only a running guest "
+				 "can be moved%s",
+				 status,
+				 strcmp(status, "paused") == 0 ? ", continue it first" : "");
+	return 0;
+}
+
+static int open_agent(struct qemu *vm, struct jaunt_error *error)
+{
+	char path[256];
+	pid_t process = qmp_process(vm->qmp);
+	int result = attach_path(process, path, sizeof(path), error);
+
+	if (result == 0)
+		result = attach_open(&vm->attach, path, error);
+	/* Its first slots are for userfaultfds. One that has nothing to wait for any more has
+	 * nothing to keep either. */
+	for (unsigned slot = 0; result == 0 && vm->incoming && slot < AGENT_USERFAULTFD_SLOTS;
+	     slot++)
+		attach_drop(&vm->attach, slot, NULL);
+	return result;
+}
+
+static int take_hold(struct qemu *vm, struct jaunt_error *error)
+{
+	int result = qmp_open(&vm->qmp, vm->place->monitor, GREETING_MS, error);
+
+	if (result)
+		return result;
+	vm->started = commit_started(qmp_process(vm->qmp));
+	vm->pidfd = (int)syscall(SYS_pidfd_open, qmp_process(vm->qmp), 0);
+	if (vm->pidfd < 0)
+		return error_set(error, errno, "qemu-gone", "QEMU's process %ld: %s",
+				 (long)qmp_process(vm->qmp), strerror(errno));
+	if ((result = check_status(vm, error)) || (result = learn_facts(vm, error)) ||
+	    (result = regions_find(&vm->regions, vm->qmp, QEMU_ANSWER_MS, error)) ||
+	    (result = open_agent(vm, error)))
+		return result;
+	describe_regions(vm);
+	return settings_make(&vm->settings, vm->qmp, error);
+}
+
+static int open_one(struct qemu **out, const struct qemu_place *place, bool incoming,
+		    struct jaunt_error *error)
+{
+	struct qemu *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return error_set(error, ENOMEM, "no-memory", "out of memory");
+	vm->place = place;
+	vm->incoming = incoming;
+	vm->attach.fd = vm->pidfd = vm->stream_fd = -1;
+	int result = take_hold(vm, error);
+	if (result) {
+		qemu_close(vm);
+		return error_context(error, "qemu:%s", place->monitor);
+	}
+	*out = vm;
+	return 0;
+}
+
+int qemu_open(struct qemu **out, const struct qemu_place *place, struct jaunt_error *error)
+{
+	return open_one(out, place, false, error);
+}
+
+void qemu_close(struct qemu *vm)
+{
+	if (!vm)
+		return;
+	report_stop(&vm->report);
+	stream_withdraw(vm);
+	if (vm->qmp && !vm->spent)
+		settings_restore(&vm->settings, vm->qmp);
+	settings_forget(&vm->settings);
+	regions_close(&vm->regions);
+	attach_close(&vm->attach);
+	qmp_close(vm->qmp);
+	if (vm->pidfd >= 0)
+		close(vm->pidfd);
+	free(vm);
+}
+
+/* --- Ending it ---------------------------------------------------------------------------------
+ */
+
+static bool is_gone(const struct qemu *vm, int patience_ms)
+{
+	struct pollfd waiting = {.fd = vm->pidfd, .events = POLLIN};
+	return poll(&waiting, 1, patience_ms) > 0;
+}
+
+int qemu_end(struct qemu *vm, struct jaunt_error *error)
+{
+	vm->spent = true;
+	qmp_execute(vm->qmp, "quit", NULL, END_MS, NULL, NULL);
+	if (is_gone(vm, END_MS))
+		return 0;
+	if (syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0 && is_gone(vm, END_MS))
+		return 0;
+	return error_set(error, EBUSY, "qemu-silent",
+			 "QEMU, process %ld, cannot be ended: kill it, and make sure that it is "
+			 "gone",
+			 (long)qmp_process(vm->qmp));
+}
+
+void qemu_finish(struct qemu *vm)
+{
+	if (!vm)
+		return;
+	if (qemu_end(vm, NULL) == 0 && vm->place->record)
+		commit_remove(vm->place->record);
+	qemu_close(vm);
+}
+
+/* --- The target's side -------------------------------------------------------------------------
+ */
+
+static int match(const struct qemu *vm, const struct jaunt_description *wanted,
+		 struct jaunt_error *error)
+{
+	if (vm->regions.count != wanted->region_count)
+		return error_set(error, EINVAL, "bad-region",
+				 "the guest has %zu regions of memory at the source, this QEMU has "
+				 "%zu: give both the same memory options",
+				 wanted->region_count, vm->regions.count);
+	for (size_t i = 0; i < wanted->region_count; i++) {
+		const struct jaunt_region *there = &wanted->regions[i];
+		const struct jaunt_region *here = &vm->described[i];
+		if (strcmp(there->name, here->name) != 0 || there->bytes != here->bytes ||
+		    there->page_bytes != here->page_bytes)
+			return error_set(error, EINVAL, "bad-region",
+					 "the source's memory backend \"%s\" has %" PRIu64
+					 " bytes in pages of %" PRIu64 ", \"%s\" of this QEMU %" PRIu64
+					 " in pages of %" PRIu64
+					 ": give both the same memory options",
+					 there->name, there->bytes, there->page_bytes, here->name,
+					 here->bytes, here->page_bytes);
+	}
+	return 0;
+}
+
+static int create(void *context, const struct jaunt_description *wanted, void **out,
+		  struct jaunt_error *error)
+{
+	struct qemu *vm = NULL;
+	int result = open_one(&vm, context, true, error);
+
+	if (result)
+		return result;
+	result = match(vm, wanted, error);
+	if (result == 0)
+		result = stream_offer(vm, error);
+	if (result)
+		qemu_close(vm);
+	else
+		*out = vm;
+	return result;
+}
+
+static void destroy(void *context, void *made)
+{
+	struct qemu *vm = made;
+
+	(void)context;
+	if (vm->spent) {
+		qemu_end(vm, NULL);
+	} else {
+		/* The last copies are the engine's: when it closes them QEMU's memory is as
+		 * before. */
+		for (unsigned slot = 0; slot < vm->slots_used; slot++)
+			attach_drop(&vm->attach, slot, NULL);
+	}
+	qemu_close(vm);
+}
+
+const struct jaunt_vm_factory qemu_factory = {
+	.ops = &qemu_ops,
+	.create = create,
+	.destroy = destroy,
+};
+
+/* --- After a death -----------------------------------------------------------------------------
+ */
+
+static int continue_it(const struct qemu_place *place, enum qemu_remains *remains,
+		       struct jaunt_error *error)
+{
+	struct qemu vm = {.place = place, .pidfd = -1, .stream_fd = -1};
+	uint64_t when;
+	char path[256];
+	int result = qmp_open(&vm.qmp, place->monitor, GREETING_MS, error);
+
+	if (result)
+		return result;
+	/* What tracked its writes is taken off with the last descriptor. */
+	if (attach_path(qmp_process(vm.qmp), path, sizeof(path), NULL) == 0 &&
+	    attach_open(&vm.attach, path, NULL) == 0) {
+		for (unsigned slot = 0; slot < AGENT_USERFAULTFD_SLOTS; slot++)
+			attach_drop(&vm.attach, slot, NULL);
+		attach_close(&vm.attach);
+	}
+	qmp_execute(vm.qmp, "migrate_cancel", NULL, QEMU_ANSWER_MS, NULL, NULL);
+	result = qemu_ops.resume(&vm, &when, error);
+	if (result == 0)
+		*remains = QEMU_CONTINUED;
+	qmp_close(vm.qmp);
+	return result;
+}
+
+int qemu_recover(const struct qemu_place *place, enum qemu_remains *remains,
+		 struct jaunt_error *error)
+{
+	struct commit commit;
+
+	*remains = QEMU_NOTHING;
+	if (!place->record || commit_read(place->record, &commit))
+		return 0;
+	if (!commit.started || commit_started(commit.process) != commit.started) {
+		commit_remove(place->record); /* about a QEMU that is gone */
+		return 0;
+	}
+	if (!commit.committed)
+		return continue_it(place, remains, error);
+	*remains = QEMU_COMMITTED;
+	error_set(error, EBUSY, "committed",
+		  "its guest was handed over to %s by a process that died: it must not run here "
+		  "unless the other host is fenced",
+		  commit.peer);
+	return 0;
+}

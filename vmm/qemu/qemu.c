@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * The guest stands still between STOP and RESUME, as QEMU's events say: STOP is told when its vCPUs
+ * have stopped, RESUME just before they run. Their times are of the host's wall clock, and are
+ * taken over to the monotonic one as they are heard.
+ *
+ * A QEMU that was stopped by us is "paused", one whose state was saved "postmigrate"; both go on
+ * with `cont`. Its disks were let go of with the state; `cont` takes them again, which the other
+ * side does not stand in the way of: with late-block-activate it takes them at its own `cont`. If
+ * that one is refused, its QEMU is ended before the refusal is told to anybody, for some of the
+ * disks may already be its own.
+ *
+ * The other side runs what it loaded only when it is told to: the state says that the guest was
+ * stopped by its operator, and QEMU keeps to that. One that runs all the same is ended.
+ */
+#include "vmm/qemu/qemu.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "vmm/qemu/commit.h"
+#include "vmm/qemu/stream.h"
+#include "vmm/qemu/vm.h"
+
+#define EVENT_MS    1000 /* an event comes before the answer to the command that caused it */
+#define ANNOUNCE_MS 1000
+
+/* --- Time --------------------------------------------------------------------------------------
+ */
+
+/* When an event was, by the monotonic clock. */
+static uint64_t time_of(const json_t *event)
+{
+	const json_t *stamp = json_object_get(event, "timestamp");
+	json_int_t seconds = json_integer_value(json_object_get(stamp, "seconds"));
+	json_int_t micros = json_integer_value(json_object_get(stamp, "microseconds"));
+	uint64_t now_ns = clock_ns();
+	struct timespec wall;
+
+	clock_gettime(CLOCK_REALTIME, &wall);
+	int64_t ago_ns = ((int64_t)wall.tv_sec - seconds) * 1000000000 +
+			 ((int64_t)wall.tv_nsec - micros * 1000);
+	/* Nobody set the clock between the two. */
+	if (seconds <= 0 || ago_ns < 0 || ago_ns > INT64_C(60) * 1000000000)
+		return now_ns;
+	return now_ns - (uint64_t)ago_ns;
+}
+
+static int hear(struct qemu *vm, const char *name, uint64_t *when_ns, struct jaunt_error *error)
+{
+	json_t *event;
+	int result = qmp_wait(vm->qmp, name, EVENT_MS, &event, error);
+
+	if (result)
+		return result;
+	*when_ns = time_of(event);
+	json_decref(event);
+	return 0;
+}
+
+/* --- Describing --------------------------------------------------------------------------------
+ */
+
+static int describe(void *context, struct jaunt_description *out, struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+
+	(void)error;
+	*out = (struct jaunt_description){.name = vm->facts.name,
+					  .properties = vm->properties,
+					  .property_count = 3,
+					  .regions = vm->described,
+					  .region_count = vm->regions.count};
+	return 0;
+}
+
+/* --- Standing still ----------------------------------------------------------------------------
+ */
+
+static int status_of(struct qemu *vm, char *status, size_t room, struct jaunt_error *error)
+{
+	json_t *answer = NULL;
+	int result =
+		qmp_execute(vm->qmp, "query-status", NULL, QEMU_ANSWER_MS, &answer, error);
+	const char *text = json_string_value(json_object_get(answer, "status"));
+
+	snprintf(status, room, "%s", text ? text : "unknown");
+	json_decref(answer);
+	return result;
+}
+
+static int note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error)
+{
+	struct commit commit = {.process = qmp_process(vm->qmp),
+				.started = vm->started,
+				.committed = committed};
+
+	if (!vm->place->record)
+		return 0;
+	snprintf(commit.peer, sizeof(commit.peer), "%s", peer);
+	int result = commit_write(vm->place->record, &commit);
+	if (result)
+		return error_set(error, -result, "no-record",
+				 "cannot write %s, which says whose the VM is if this process "
+				 "dies: %s",
+				 vm->place->record, strerror(-result));
+	return 0;
+}
+
+static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+	char status[32];
+	int result = vm->incoming ? 0 : note(vm, false, "", error);
+
+	/* While it still runs. */
+	if (result == 0 && !vm->incoming)
+		result = stream_offer(vm, error);
+	if (result)
+		return result;
+	qmp_forget(vm->qmp, "STOP");
+	result = qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
+	if (result)
+		return result;
+	if (hear(vm, "STOP", last_instruction_ns, error)) {
+		/* None is told of a guest that had stopped before. */
+		result = status_of(vm, status, sizeof(status), error);
+		if (result == 0)
+			result = error_set(error, EINVAL, "qemu-state",
+					   "the guest had stopped by itself: QEMU says \"%s\"",
+					   status);
+		return result;
+	}
+	report_now(&vm->report);
+	return 0;
+}
+
+static int save(void *context, void **state, size_t *bytes, struct jaunt_error *error)
+{
+	return stream_save(context, state, bytes, error);
+}
+
+static int load(void *context, const void *state, size_t bytes, struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+	int result = stream_load(vm, state, bytes, error);
+
+	if (result)
+		return result;
+	if (qmp_wait(vm->qmp, "RESUME", 0, NULL, NULL) == 0) {
+		qemu_end(vm, NULL);
+		return error_set(error, EIO, "qemu-state",
+				 "QEMU ran the guest by itself as soon as it was loaded");
+	}
+	return 0;
+}
+
+/* --- Running -----------------------------------------------------------------------------------
+ */
+
+static int go_on(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
+{
+	qmp_forget(vm->qmp, "RESUME");
+	int result = qmp_execute(vm->qmp, "cont", NULL, QEMU_SLOW_MS, NULL, error);
+	/* An event that came is the proof, whatever followed. */
+	if (hear(vm, "RESUME", first_entry_ns, NULL) == 0)
+		return 0;
+	*first_entry_ns = clock_ns();
+	return result;
+}
+
+/* Whoever sends to the guest's address learns where it is now. Of no consequence for the guest, nor
+ * if it fails: without network devices there is nobody to announce. */
+static void announce(struct qemu *vm)
+{
+	qmp_execute(vm->qmp, "announce-self",
+		    json_pack("{s:i, s:i, s:i, s:i}", "initial", 50, "max", 550, "rounds", 5,
+			      "step", 100),
+		    ANNOUNCE_MS, NULL, NULL);
+}
+
+static int resume_here(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
+{
+	int result = go_on(vm, first_entry_ns, error);
+
+	if (result == -ETIMEDOUT) /* it may have run, and must not run twice: it counts as running */
+		result = 0;
+	else if (result)
+		qemu_end(vm, NULL);
+	if (result == 0)
+		announce(vm);
+	return result;
+}
+
+/* After a failure; perhaps it has not even been stopped. */
+static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
+{
+	char status[32];
+	int result = status_of(vm, status, sizeof(status), error);
+
+	*first_entry_ns = clock_ns();
+	if (result)
+		return result;
+	if (strcmp(status, "running") != 0) {
+		bool ours = strcmp(status, "paused") == 0 || strcmp(status, "postmigrate") == 0 ||
+			    strcmp(status, "finish-migrate") == 0;
+		if (!ours)
+			return error_set(error, EINVAL, "qemu-state",
+					 "the guest had stopped by itself: QEMU says \"%s\"",
+					 status);
+		result = go_on(vm, first_entry_ns, error);
+	}
+	if (result == 0 && vm->place->record)
+		commit_remove(vm->place->record);
+	return result;
+}
+
+static int resume(void *context, uint64_t *first_entry_ns, struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+
+	return vm->incoming ? resume_here(vm, first_entry_ns, error)
+			    : go_back(vm, first_entry_ns, error);
+}
+
+static int committed(void *context, const char *peer, struct jaunt_error *error)
+{
+	return note(context, true, peer, error);
+}
+
+/* --- Its address space -------------------------------------------------------------------------
+ */
+
+/* The agent keeps them for the life of QEMU: one that came with the guest is taken again. */
+static int userfaultfd(void *context, struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+	unsigned slot = vm->slots_used;
+	int fd = attach_take(&vm->attach, slot, error);
+
+	if (fd == -ENOENT)
+		fd = attach_make(&vm->attach, slot, error);
+	if (fd >= 0)
+		vm->slots_used++;
+	return fd;
+}
+
+static int process(void *context)
+{
+	const struct qemu *vm = context;
+	return (int)qmp_process(vm->qmp);
+}
+
+static void report_to(void *context, struct jaunt_migration *migration)
+{
+	struct qemu *vm = context;
+
+	report_stop(&vm->report);
+	if (migration)
+		report_start(&vm->report, &vm->attach, &vm->regions, migration, NULL);
+}
+
+const struct jaunt_vm_ops qemu_ops = {
+	.driver = "qemu",
+	.describe = describe,
+	.pause = pause,
+	.save = save,
+	.load = load,
+	.resume = resume,
+	.committed = committed,
+	.userfaultfd = userfaultfd,
+	.process = process,
+	.report_to = report_to,
+};

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* QEMU's settings for its own migration: set for the device state alone, and put back. */
+#ifndef VMM_QEMU_SETTINGS_H
+#define VMM_QEMU_SETTINGS_H
+
+#include "vmm/qemu/qmp.h"
+
+struct settings {
+	json_t *capabilities, *parameters; /* as they were; NULL: not changed */
+};
+
+/* Both sides: guest RAM is left out of the stream, disks are activated only when the guest runs,
+ * and there are events; whatever else somebody had turned on is off. */
+int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error *error);
+/* As they were before; errors do not matter to anybody. */
+void settings_restore(struct settings *settings, struct qmp *qmp);
+void settings_forget(struct settings *settings);
+
+#endif

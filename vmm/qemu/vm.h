@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the driver share. All of it belongs to the thread that the engine calls on. */
+#ifndef VMM_QEMU_VM_H
+#define VMM_QEMU_VM_H
+
+#include "vmm/qemu/attach.h"
+#include "vmm/qemu/qemu.h"
+#include "vmm/qemu/qmp.h"
+#include "vmm/qemu/regions.h"
+#include "vmm/qemu/report.h"
+#include "vmm/qemu/settings.h"
+
+#define QEMU_ANSWER_MS 10000 /* for what QEMU does at once, unless it hangs */
+#define QEMU_SLOW_MS   30000 /* for what waits for its disks or for the device state */
+
+struct qemu {
+	const struct qemu_place *place;
+	bool incoming; /* it was started to take a guest in */
+	bool spent;    /* and was given a state to load: of no other use any more */
+	struct qmp *qmp;
+	struct attach attach;
+	int pidfd;
+	uint64_t started; /* of its process, as commit.h tells processes apart */
+	struct settings settings;
+	struct regions regions;
+	struct report report;
+	int stream_fd;        /* our end of the channel for device state, -1: none is offered */
+	unsigned slots_used; /* of the agent's shelf, in this migration */
+
+	char version[32], machine[128];
+	struct qemu_facts facts;
+	struct jaunt_property properties[4];
+	char vcpus[16];
+	struct jaunt_region described[REGIONS_MAX];
+};
+
+/* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run. */
+int qemu_end(struct qemu *vm, struct jaunt_error *error);
+
+#endif
