@@ -82,10 +82,11 @@ json_t *guest_account_json(const struct guest_account *account,
 
 struct guest_qemu;
 
-/* Receives a VM: the context of a kind's factory. All hooks are called on the migration's thread. */
+/* Receives a VM: the context of a kind's factory. All hooks are called on the migration's thread.
+ */
 struct guest_host {
-	const char *name;   /* of the VM here; NULL: its name at the source */
-	bool thread_backed; /* a VM without KVM is welcome */
+	const char *name;              /* of the VM here; NULL: its name at the source */
+	bool thread_backed;            /* a VM without KVM is welcome */
 	const struct guest_qemu *qemu; /* which QEMU takes it in; has the name already */
 	/* Before anything is made; may refuse. */
 	int (*arriving)(void *context, const char *name, struct jaunt_error *error);

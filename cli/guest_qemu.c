@@ -75,10 +75,11 @@ int guest_qemu_idle(const char *name, struct jaunt_error *error)
 	result = qemu_recover(&qemu.place, &remains, error);
 	runtime_release(&claim);
 	if (result)
-		return error_context(error,
-				     "%s: its guest stands still for a migration whose process died, "
-				     "and cannot be continued",
-				     name);
+		return error_context(
+			error,
+			"%s: its guest stands still for a migration whose process died, "
+			"and cannot be continued",
+			name);
 	if (remains == QEMU_COMMITTED)
 		return error_context(error, "%s", name);
 	if (remains == QEMU_CONTINUED)
@@ -107,8 +108,7 @@ static int create(void *context, const struct jaunt_description *wanted, void **
 {
 	struct guest_host *host = context;
 	struct guest_facts facts;
-	int result =
-		qemu_factory.create((void *)&host->qemu->place, wanted, vm, error);
+	int result = qemu_factory.create((void *)&host->qemu->place, wanted, vm, error);
 
 	if (result) {
 		host->gone(host->context);

@@ -77,8 +77,7 @@ static void vm_gone(void *context)
  */
 
 int host_receive(struct host *host, const char *name, const struct guest_qemu *qemu,
-		 bool thread_backed, const struct jaunt_options *options,
-		 struct jaunt_error *error)
+		 bool thread_backed, const struct jaunt_options *options, struct jaunt_error *error)
 {
 	if (qemu)
 		host->kind = &guest_qemu_kind;

@@ -77,10 +77,10 @@ json_t *host_describe(struct host *host)
 			    json_boolean(there && host->facts.thread_backed));
 	json_object_set_new(object, "guest",
 			    there && !host->kind->separate
-				  ? guest_account_json(&host->account,
-						       host->has_touches ? &host->touches : NULL,
-						       host->check)
-				  : json_null());
+				    ? guest_account_json(&host->account,
+							 host->has_touches ? &host->touches : NULL,
+							 host->check)
+				    : json_null());
 	json_object_set_new(object, "migration",
 			    host->job ? host_describe_migration(host->job, &status) : json_null());
 	json_object_set_new(object, "last_migration",

@@ -132,7 +132,8 @@ static void migrate(struct host *host, struct server_client *client, const json_
 	}
 	host_settle_arrival(host);
 	host->shown = JAUNT_PHASE_IDLE;
-	if (job_start_source(&host->job, host->kind->ops, host->vm, &options, host->wake_fd, &error)) {
+	if (job_start_source(&host->job, host->kind->ops, host->vm, &options, host->wake_fd,
+			     &error)) {
 		refuse(client, outcome_of_error(&error), &error);
 		return;
 	}

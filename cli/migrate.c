@@ -288,11 +288,12 @@ static bool take_signal(struct follower *follower)
 		return false; /* its end is on the way to us */
 	follower->told_committed = true;
 	snprintf(text, sizeof(text),
-		 follower->owner ? "too late to cancel: %.900s. This process serves the pages that "
-				   "are still missing, and ends when there are none"
-				 : "too late to cancel: %.900s. The migration goes on in the VM's "
-				   "own process, with or without this command; press Ctrl-C again to "
-				   "leave it alone",
+		 follower->owner
+			 ? "too late to cancel: %.900s. This process serves the pages that "
+			   "are still missing, and ends when there are none"
+			 : "too late to cancel: %.900s. The migration goes on in the VM's "
+			   "own process, with or without this command; press Ctrl-C again to "
+			   "leave it alone",
 		 error.text);
 	say(follower, text);
 	return false;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The owner of a VM that has a process of its own: nobody runs for it all the time, so whoever moves
- * it owns it meanwhile, on a thread of its own in this process. To every other command it is an
- * owner like any.
+ * The owner of a VM that has a process of its own: nobody runs for it all the time, so whoever
+ * moves it owns it meanwhile, on a thread of its own in this process. To every other command it is
+ * an owner like any.
  */
 #ifndef CLI_OWNER_H
 #define CLI_OWNER_H

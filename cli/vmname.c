@@ -61,10 +61,11 @@ int vmname_runtime(char name[RUNTIME_NAME_MAX + 1], const char *text, struct jau
 	const char *base = slash ? slash + 1 : monitor;
 	if (!*base || resolve(monitor, path, sizeof(path)))
 		return error_set(error, EINVAL, "bad-name",
-				 "\"%s\" does not name the socket of a QEMU; write qemu:PATH", text);
+				 "\"%s\" does not name the socket of a QEMU; write qemu:PATH",
+				 text);
 	for (; *base && count < SHOWN; base++)
-		shown[count++] = isalnum((unsigned char)*base) || strchr("._-", *base) ? *base
-										      : '_';
+		shown[count++] =
+			isalnum((unsigned char)*base) || strchr("._-", *base) ? *base : '_';
 	shown[count] = '\0';
 	snprintf(name, RUNTIME_NAME_MAX + 1, "qemu-%s-%08x", shown,
 		 (unsigned)(hash(path) ^ hash(path) >> 32));

@@ -129,8 +129,7 @@ int guestmem_empty(struct guestmem *memory, struct jaunt_error *error)
 		 * would then show without an event. (The hole has unmapped what the file had, in
 		 * every process; this is for what it may not have had.) */
 		if (!memory->elsewhere &&
-		    madvise(region->vm_view, region->pages * region->page_bytes, MADV_DONTNEED) <
-			    0)
+		    madvise(region->vm_view, region->pages * region->page_bytes, MADV_DONTNEED) < 0)
 			return error_set(error, errno, "unmap",
 					 "unmap the pages of memory region \"%s\": %s",
 					 region->name, strerror(errno));

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define FORM  "jaunt-commit 1\nprocess %ld\nstarted %llu\ncommitted %d\npeer %s\n"
+#define FORM "jaunt-commit 1\nprocess %ld\nstarted %llu\ncommitted %d\npeer %s\n"
 
 uint64_t commit_started(pid_t process)
 {
@@ -70,9 +70,9 @@ int commit_read(const char *path, struct commit *commit)
 	FILE *file = fopen(path, "re");
 	if (!file)
 		return -errno;
-	int fields = fscanf(file,
-			    "jaunt-commit 1\nprocess %ld\nstarted %llu\ncommitted %d\npeer %127s",
-			    &process, &started, &committed, peer);
+	int fields =
+		fscanf(file, "jaunt-commit 1\nprocess %ld\nstarted %llu\ncommitted %d\npeer %127s",
+		       &process, &started, &committed, peer);
 	fclose(file);
 	if (fields != 4)
 		return -ENOENT;

@@ -25,8 +25,7 @@ static int text_of(struct qemu *vm, const char *command, json_t *arguments, cons
 		   char *text, size_t room, struct jaunt_error *error)
 {
 	json_t *answer = NULL;
-	int result =
-		qmp_execute(vm->qmp, command, arguments, QEMU_ANSWER_MS, &answer, error);
+	int result = qmp_execute(vm->qmp, command, arguments, QEMU_ANSWER_MS, &answer, error);
 	const char *found = json_string_value(key ? json_object_get(answer, key) : answer);
 
 	snprintf(text, room, "%s", found ? found : "");
@@ -48,8 +47,8 @@ static int learn_facts(struct qemu *vm, struct jaunt_error *error)
 {
 	struct qemu_facts *facts = &vm->facts;
 	unsigned version = qmp_version(vm->qmp);
-	int result = text_of(vm, "query-name", NULL, "name", facts->name, sizeof(facts->name),
-			     error);
+	int result =
+		text_of(vm, "query-name", NULL, "name", facts->name, sizeof(facts->name), error);
 
 	if (result == 0)
 		result = text_of(vm, "qom-get",
@@ -64,8 +63,8 @@ static int learn_facts(struct qemu *vm, struct jaunt_error *error)
 		snprintf(facts->name, sizeof(facts->name), "%.*s", (int)sizeof(facts->name) - 1,
 			 slash ? slash + 1 : vm->place->monitor);
 	}
-	snprintf(vm->version, sizeof(vm->version), "%u.%u.%u", version / 10000,
-		 version / 100 % 100, version % 100);
+	snprintf(vm->version, sizeof(vm->version), "%u.%u.%u", version / 10000, version / 100 % 100,
+		 version % 100);
 	snprintf(vm->vcpus, sizeof(vm->vcpus), "%u", facts->vcpus);
 	vm->properties[0] = (struct jaunt_property){"qemu", vm->version};
 	vm->properties[1] = (struct jaunt_property){"machine", vm->machine};
@@ -251,8 +250,8 @@ static int match(const struct qemu *vm, const struct jaunt_description *wanted,
 		    there->page_bytes != here->page_bytes)
 			return error_set(error, EINVAL, "bad-region",
 					 "the source's memory backend \"%s\" has %" PRIu64
-					 " bytes in pages of %" PRIu64 ", \"%s\" of this QEMU %" PRIu64
-					 " in pages of %" PRIu64
+					 " bytes in pages of %" PRIu64
+					 ", \"%s\" of this QEMU %" PRIu64 " in pages of %" PRIu64
 					 ": give both the same memory options",
 					 there->name, there->bytes, there->page_bytes, here->name,
 					 here->bytes, here->page_bytes);

@@ -86,8 +86,7 @@ static int describe(void *context, struct jaunt_description *out, struct jaunt_e
 static int status_of(struct qemu *vm, char *status, size_t room, struct jaunt_error *error)
 {
 	json_t *answer = NULL;
-	int result =
-		qmp_execute(vm->qmp, "query-status", NULL, QEMU_ANSWER_MS, &answer, error);
+	int result = qmp_execute(vm->qmp, "query-status", NULL, QEMU_ANSWER_MS, &answer, error);
 	const char *text = json_string_value(json_object_get(answer, "status"));
 
 	snprintf(status, room, "%s", text ? text : "unknown");
@@ -97,9 +96,8 @@ static int status_of(struct qemu *vm, char *status, size_t room, struct jaunt_er
 
 static int note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error)
 {
-	struct commit commit = {.process = qmp_process(vm->qmp),
-				.started = vm->started,
-				.committed = committed};
+	struct commit commit = {
+		.process = qmp_process(vm->qmp), .started = vm->started, .committed = committed};
 
 	if (!vm->place->record)
 		return 0;
@@ -189,7 +187,8 @@ static int resume_here(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_e
 {
 	int result = go_on(vm, first_entry_ns, error);
 
-	if (result == -ETIMEDOUT) /* it may have run, and must not run twice: it counts as running */
+	if (result ==
+	    -ETIMEDOUT) /* it may have run, and must not run twice: it counts as running */
 		result = 0;
 	else if (result)
 		qemu_end(vm, NULL);

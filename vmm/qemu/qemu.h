@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A guest in an unmodified QEMU as a VM of the engine's. QEMU is a process of its own and stays one:
- * it is reached by its monitor, its guest's memory by the file that lies under it, and its address
- * space by the agent that was loaded into it (docs/qemu.md).
+ * A guest in an unmodified QEMU as a VM of the engine's. QEMU is a process of its own and stays
+ * one: it is reached by its monitor, its guest's memory by the file that lies under it, and its
+ * address space by the agent that was loaded into it (docs/qemu.md).
  */
 #ifndef VMM_QEMU_QEMU_H
 #define VMM_QEMU_QEMU_H
@@ -35,7 +35,8 @@ void qemu_finish(struct qemu *vm);
 /* What was left of a migration by a process that died. */
 enum qemu_remains {
 	QEMU_NOTHING,   /* there is nothing to do */
-	QEMU_CONTINUED, /* its guest stood still for a migration that was not committed: runs again */
+	QEMU_CONTINUED, /* its guest stood still for a migration that was not committed: runs again
+			 */
 	QEMU_COMMITTED, /* its guest was handed over: it must not run here; `error` says to whom */
 };
 /* Looks for it and repairs what can be, or -errno. Call it only where no living process moves this

@@ -35,9 +35,8 @@ static json_t *changes_of(const json_t *capabilities, bool back)
 		const char *name = json_string_value(json_object_get(one, "capability"));
 		bool was = json_is_true(json_object_get(one, "state"));
 		if (name && was != is_wanted(name))
-			json_array_append_new(changes,
-					      json_pack("{s:s, s:b}", "capability", name, "state",
-							back ? was : !was));
+			json_array_append_new(changes, json_pack("{s:s, s:b}", "capability", name,
+								 "state", back ? was : !was));
 	}
 	return changes;
 }
@@ -104,8 +103,8 @@ int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error
 		settings->parameters = parameters_of(all);
 		/* The stream does not leave this host: Jaunt carries it. */
 		result = qmp_execute(qmp, "migrate-set-parameters",
-				     json_pack("{s:I, s:s}", "max-bandwidth",
-					       (json_int_t)BANDWIDTH, "tls-creds", ""),
+				     json_pack("{s:I, s:s}", "max-bandwidth", (json_int_t)BANDWIDTH,
+					       "tls-creds", ""),
 				     QEMU_ANSWER_MS, NULL, error);
 	}
 	json_decref(all);

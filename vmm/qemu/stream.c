@@ -21,8 +21,8 @@
 #include "base/error.h"
 #include "vmm/qemu/vm.h"
 
-#define NAME       "jaunt-state"
-#define ROOM_FIRST (2u << 20) /* a PC without a display takes 0.3 MiB, with one up to 17 */
+#define NAME         "jaunt-state"
+#define ROOM_FIRST   (2u << 20) /* a PC without a display takes 0.3 MiB, with one up to 17 */
 #define SOCKET_BYTES (1 << 20)
 
 int stream_offer(struct qemu *vm, struct jaunt_error *error)
@@ -67,8 +67,8 @@ static int await_end(struct qemu *vm, struct jaunt_error *error)
 		const char *status = json_string_value(
 			json_object_get(json_object_get(event, "data"), "status"));
 		bool completed = status && strcmp(status, "completed") == 0;
-		bool failed = status && (strcmp(status, "failed") == 0 ||
-					 strcmp(status, "cancelled") == 0);
+		bool failed = status &&
+			      (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0);
 		json_decref(event);
 		if (completed)
 			return 0;
@@ -113,10 +113,11 @@ static int grow(struct bytes *bytes, struct jaunt_error *error)
 		return 0;
 	char *all = bytes->room < STREAM_MAX ? realloc(bytes->all, room) : NULL;
 	if (!all && bytes->room >= STREAM_MAX)
-		return error_set(error, EMSGSIZE, "state-too-large",
-				 "QEMU's device state has more than %u MiB; is guest RAM in it that "
-				 "is not in a shared file with a name?",
-				 STREAM_MAX >> 20);
+		return error_set(
+			error, EMSGSIZE, "state-too-large",
+			"QEMU's device state has more than %u MiB; is guest RAM in it that "
+			"is not in a shared file with a name?",
+			STREAM_MAX >> 20);
 	if (!all)
 		return error_set(error, ENOMEM, "no-memory", "no memory for the device state");
 	bytes->all = all;
@@ -212,8 +213,9 @@ int stream_load(struct qemu *vm, const void *state, size_t bytes, struct jaunt_e
 	stream_withdraw(vm);
 	/* As QEMU 7.2 does when it cannot load. */
 	if (result == -ECONNRESET)
-		error_set(error, EIO, "qemu-state",
-			  "QEMU ended while it loaded the device state; its log says why. Were both "
-			  "started with the same machine and devices?");
+		error_set(
+			error, EIO, "qemu-state",
+			"QEMU ended while it loaded the device state; its log says why. Were both "
+			"started with the same machine and devices?");
 	return result == -ECONNRESET ? -EIO : result;
 }

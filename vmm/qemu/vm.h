@@ -24,7 +24,7 @@ struct qemu {
 	struct settings settings;
 	struct regions regions;
 	struct report report;
-	int stream_fd;        /* our end of the channel for device state, -1: none is offered */
+	int stream_fd;       /* our end of the channel for device state, -1: none is offered */
 	unsigned slots_used; /* of the agent's shelf, in this migration */
 
 	char version[32], machine[128];
@@ -34,7 +34,8 @@ struct qemu {
 	struct jaunt_region described[REGIONS_MAX];
 };
 
-/* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run. */
+/* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run.
+ */
 int qemu_end(struct qemu *vm, struct jaunt_error *error);
 
 #endif

@@ -124,7 +124,8 @@ static void open_copy(struct copy *copy, const struct plan *plan)
 		cr_skip("%s", error.text);
 	cr_assert(!result, "%s", error.text);
 	cr_assert(!microvm_ops.describe(copy->vm, &description, &error), "%s", error.text);
-	cr_assert_eq(guestmem_open(&copy->memory, &description, false, &error), 0, "%s", error.text);
+	cr_assert_eq(guestmem_open(&copy->memory, &description, false, &error), 0, "%s",
+		     error.text);
 	cr_assert_eq(dirty_open(&copy->dirty, &copy->memory), 0);
 	copy->bytes = mmap(NULL, config.memory_bytes, PROT_READ | PROT_WRITE,
 			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
