@@ -49,13 +49,14 @@ void progress_init(struct progress *progress, FILE *out, bool terminal, unsigned
 								 : columns};
 }
 
+static bool moves_memory(const struct jaunt_status *status)
+{
+	return status->phase == JAUNT_PHASE_PRECOPY || snapshot_committed(status);
+}
+
 static void smooth(struct progress *progress, const struct jaunt_status *status, uint64_t now_ns)
 {
-	uint64_t present = status->pages.total - status->pages.missing;
-	if (status->pages.missing > status->pages.total)
-		present = 0;
-
-	if (status->phase != JAUNT_PHASE_POSTCOPY && status->phase != JAUNT_PHASE_BLOCKED) {
+	if (!moves_memory(status)) {
 		progress->sample_ns = 0;
 		return;
 	}
@@ -64,40 +65,52 @@ static void smooth(struct progress *progress, const struct jaunt_status *status,
 		/* Exponential smoothing whose memory does not depend on how often we are called;
 		 * the first interval counts whole. */
 		double weight =
-			progress->pages_per_s > 0 ? 1 - exp(-seconds / PROGRESS_SMOOTH_S) : 1;
-		double pages = present > progress->sample_present
-				       ? (double)(present - progress->sample_present) / seconds
-				       : 0;
+			progress->bytes_per_s > 0 ? 1 - exp(-seconds / PROGRESS_SMOOTH_S) : 1;
 		double bytes =
 			status->payload_bytes > progress->sample_bytes
 				? (double)(status->payload_bytes - progress->sample_bytes) / seconds
 				: 0;
-		progress->pages_per_s += weight * (pages - progress->pages_per_s);
 		progress->bytes_per_s += weight * (bytes - progress->bytes_per_s);
 	}
 	progress->sample_ns = now_ns;
-	progress->sample_present = present;
 	progress->sample_bytes = status->payload_bytes;
 }
 
-static void describe_eta(char *text, size_t room, const struct progress *progress,
-			 const struct jaunt_status *status, bool push)
+void progress_eta(char *text, size_t room, double eta_ms)
 {
-	double seconds = progress->pages_per_s > 0
-				 ? (double)status->pages.missing / progress->pages_per_s
-				 : INFINITY;
+	double seconds = eta_ms / 1000;
 
 	text[0] = '\0';
-	if (status->phase != JAUNT_PHASE_POSTCOPY || !status->pages.missing)
+	if (!(seconds > 0) || seconds >= PROGRESS_ETA_MAX_S)
 		return;
-	if (!push)
-		snprintf(text, room, ", on demand only");
-	else if (seconds < 1)
-		snprintf(text, room, ", under 1 s left");
+	if (seconds < 1)
+		snprintf(text, room, "under 1 s left");
 	else if (seconds < 90)
-		snprintf(text, room, ", about %.0f s left", ceil(seconds));
-	else if (seconds < PROGRESS_ETA_MAX_S)
-		snprintf(text, room, ", about %.0f min left", ceil(seconds / 60));
+		snprintf(text, room, "about %.0f s left", ceil(seconds));
+	else
+		snprintf(text, room, "about %.0f min left", ceil(seconds / 60));
+}
+
+static void describe_eta(char *text, size_t room, const struct jaunt_status *status, bool push)
+{
+	char eta[40];
+
+	progress_eta(eta, sizeof(eta), status->eta_ms);
+	if (status->phase == JAUNT_PHASE_POSTCOPY && status->pages.missing && !push)
+		snprintf(eta, sizeof(eta), "on demand only");
+	snprintf(text, room, "%s%s", eta[0] ? ", " : "", eta);
+}
+
+static void describe_rounds(char *text, size_t room, const struct progress *progress,
+			    const struct jaunt_status *status)
+{
+	char rate[TEXT_ROOM], left[TEXT_ROOM], eta[48];
+
+	describe_eta(eta, sizeof(eta), status, true);
+	snprintf(text, room, "%s: round %llu, %s left of it, %s%s",
+		 progress_phase_words(status->phase), (unsigned long long)status->round,
+		 text_bytes(left, sizeof(left), status->remaining_bytes),
+		 text_rate(rate, sizeof(rate), progress->bytes_per_s), eta);
 }
 
 static void describe(char *text, size_t room, const struct progress *progress,
@@ -106,12 +119,16 @@ static void describe(char *text, size_t room, const struct progress *progress,
 	char rate[TEXT_ROOM], left[TEXT_ROOM], eta[48];
 	uint64_t page_bytes = status->pages.total ? status->ram_bytes / status->pages.total : 0;
 
+	if (status->phase == JAUNT_PHASE_PRECOPY && progress->bytes_per_s > 0) {
+		describe_rounds(text, room, progress, status);
+		return;
+	}
 	if (!snapshot_committed(status)) {
 		snprintf(text, room, "%s%s%.200s", progress_phase_words(status->phase),
 			 status->reason[0] ? ": " : "", status->reason);
 		return;
 	}
-	describe_eta(eta, sizeof(eta), progress, status, push);
+	describe_eta(eta, sizeof(eta), status, push);
 	int used = snprintf(text, room, "%llu pages (%s) missing, %s%s",
 			    (unsigned long long)status->pages.missing,
 			    text_bytes(left, sizeof(left), status->pages.missing * page_bytes),
@@ -153,7 +170,7 @@ void progress_update(struct progress *progress, const struct jaunt_status *statu
 		return;
 	if (!progress->terminal && !phase_changed &&
 	    (now_ns - progress->shown_ns < PROGRESS_PLAIN_NS ||
-	     status->phase != JAUNT_PHASE_POSTCOPY))
+	     (status->phase != JAUNT_PHASE_POSTCOPY && status->phase != JAUNT_PHASE_PRECOPY)))
 		return;
 	describe(words, sizeof(words), progress, status, push);
 	if (progress->terminal)

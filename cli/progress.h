@@ -21,8 +21,8 @@ struct progress {
 	bool drawn; /* the cursor stands behind a line of ours */
 	uint64_t shown_ns;
 	/* Smoothed over about two seconds. */
-	uint64_t sample_ns, sample_present, sample_bytes;
-	double pages_per_s, bytes_per_s;
+	uint64_t sample_ns, sample_bytes;
+	double bytes_per_s;
 };
 
 void progress_init(struct progress *progress, FILE *out, bool terminal, unsigned columns);
@@ -34,6 +34,9 @@ void progress_update(struct progress *progress, const struct jaunt_status *statu
 
 /* Leaves the line in place on a terminal, so that something else can be printed below it. */
 void progress_finish(struct progress *progress);
+
+/* Into `text`: "about 8 s left", or nothing where no end is in sight. */
+void progress_eta(char *text, size_t room, double eta_ms);
 
 /* The phase in plain English. */
 const char *progress_phase_words(enum jaunt_phase phase);

@@ -2,6 +2,8 @@
 #include "cli/report.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <string.h>
 
 #include "cli/identity.h"
 #include "cli/snapshot.h"
@@ -44,6 +46,8 @@ static void print_pages(FILE *out, const struct jaunt_pages *pages)
 		"  pages       %" PRIu64 ": %" PRIu64 " pushed, %" PRIu64 " demanded, %" PRIu64
 		" zero, %" PRIu64 " holes",
 		pages->total, pages->pushed, pages->demanded, pages->zero, pages->hole);
+	if (pages->copied)
+		fprintf(out, ", %" PRIu64 " before the switch", pages->copied);
 	if (pages->read)
 		fprintf(out, "; %" PRIu64 " by READ", pages->read);
 	if (pages->duplicate)
@@ -51,6 +55,38 @@ static void print_pages(FILE *out, const struct jaunt_pages *pages)
 	if (pages->missing)
 		fprintf(out, "; %" PRIu64 " MISSING", pages->missing);
 	fputc('\n', out);
+}
+
+static const char *limit_words(const char *limited_by)
+{
+	static const char *const words[][2] = {
+		{"dirty-rate", "what the guest wrote meanwhile"},
+		{"bandwidth-limit", "the bandwidth limit that was given"},
+		{"link", "the link"},
+		{"source-cpu", "the CPU of this host"},
+		{"target-cpu", "the CPU of the target"},
+		{"demand", "what the guest touched: nothing was pushed"},
+	};
+
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		if (strcmp(words[i][0], limited_by) == 0)
+			return words[i][1];
+	return limited_by;
+}
+
+static void print_eta_errors(FILE *out, const double percent[3])
+{
+	static const char *const when[] = {"25 %", "50 %", "75 %"};
+	const char *before = "  eta off by  ";
+
+	for (unsigned i = 0; i < 3; i++) {
+		if (!isfinite(percent[i]))
+			continue;
+		fprintf(out, "%s%+.0f %% at %s", before, percent[i], when[i]);
+		before = ", ";
+	}
+	if (before[0] == ',')
+		fprintf(out, " of the time\n");
 }
 
 static void print_figures(FILE *out, const struct jaunt_status *status)
@@ -67,6 +103,11 @@ static void print_figures(FILE *out, const struct jaunt_status *status)
 	}
 	fprintf(out, "  total       %s\n",
 		text_microseconds(a, sizeof(a), status->total_ms * 1000));
+	print_eta_errors(out, status->eta_error_percent);
+	if (status->limited_by[0])
+		fprintf(out, "  limited by  %s (streams busy %.0f %% here, %.0f %% there)\n",
+			limit_words(status->limited_by), status->source_busy_percent,
+			status->target_busy_percent);
 	if (status->trace_error[0])
 		fprintf(out, "  trace       %s\n", status->trace_error);
 	if (!status->pages.total)

@@ -1,13 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/snapshot.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "cli/text.h"
 
 /* One table for both directions, so that they cannot drift apart. */
-enum field_kind { FIELD_COUNT, FIELD_REAL, FIELD_TEXT };
+enum field_kind {
+	FIELD_COUNT,
+	FIELD_REAL,
+	FIELD_MAYBE, /* a real, or NAN: null */
+	FIELD_TEXT
+};
 
 struct field {
 	const char *group; /* NULL: on top */
@@ -23,6 +29,10 @@ struct field {
 #define REAL(group, name, member)                                                                  \
 	{                                                                                          \
 		group, name, FIELD_REAL, offsetof(struct jaunt_status, member), 0                  \
+	}
+#define MAYBE(group, name, member)                                                                 \
+	{                                                                                          \
+		group, name, FIELD_MAYBE, offsetof(struct jaunt_status, member), 0                 \
 	}
 #define TEXT(name, member)                                                                         \
 	{                                                                                          \
@@ -60,9 +70,17 @@ static const struct field fields[] = {
 	REAL(NULL, "bandwidth_bytes_per_s", bandwidth_bytes_per_s),
 	REAL(NULL, "predicted_downtime_ms", predicted_downtime_ms),
 	TEXT("decision", decision),
+	REAL(NULL, "eta_ms", eta_ms),
+	MAYBE("eta_error_percent", "at_25", eta_error_percent[0]),
+	MAYBE("eta_error_percent", "at_50", eta_error_percent[1]),
+	MAYBE("eta_error_percent", "at_75", eta_error_percent[2]),
+	TEXT("limited_by", limited_by),
+	REAL("stream_busy_percent", "source", source_busy_percent),
+	REAL("stream_busy_percent", "target", target_busy_percent),
 	COUNT("bytes", "wire", wire_bytes),
 	COUNT("bytes", "payload", payload_bytes),
 	COUNT("bytes", "read", read_bytes),
+	COUNT("bytes", "again", again_bytes),
 	COUNT("registered", "bytes", registered_bytes),
 	COUNT("registered", "hole_bytes", registered_hole_bytes),
 	COUNT("registered", "stale", registered_stale),
@@ -119,6 +137,10 @@ json_t *snapshot_json(const struct jaunt_status *status)
 			memcpy(&real, at, sizeof(real));
 			value = text_real(real);
 			break;
+		case FIELD_MAYBE:
+			memcpy(&real, at, sizeof(real));
+			value = isfinite(real) ? json_real(real) : json_null();
+			break;
 		case FIELD_TEXT:
 			value = text_json(at);
 			break;
@@ -155,6 +177,10 @@ void snapshot_parse(struct jaunt_status *status, const json_t *object)
 			memcpy(at, &count, sizeof(count));
 			break;
 		case FIELD_REAL:
+			memcpy(at, &real, sizeof(real));
+			break;
+		case FIELD_MAYBE:
+			real = json_is_number(value) ? real : (double)NAN;
 			memcpy(at, &real, sizeof(real));
 			break;
 		case FIELD_TEXT:

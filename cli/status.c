@@ -9,6 +9,7 @@
 #include "cli/client.h"
 #include "cli/identity.h"
 #include "cli/outcome.h"
+#include "cli/progress.h"
 #include "cli/runtime.h"
 #include "cli/snapshot.h"
 #include "cli/text.h"
@@ -62,13 +63,17 @@ static void describe_migration(char *text, size_t room, const json_t *vm)
 	const json_t *migration = json_object_get(vm, "migration");
 	const char *direction = text_of(migration, "direction");
 	struct jaunt_status status;
+	char eta[40];
 
 	snprintf(text, room, "-");
 	if (!json_is_object(migration))
 		return;
 	snapshot_parse(&status, migration);
 	const char *way = strcmp(direction, "outgoing") == 0 ? "to" : "through";
+	progress_eta(eta, sizeof(eta), status.eta_ms);
+	const char *comma = eta[0] ? ", " : "";
 	unsigned long long missing = (unsigned long long)status.pages.missing;
+	bool no_push = json_is_false(json_object_get(migration, "push"));
 	switch (status.phase) {
 	case JAUNT_PHASE_WAITING:
 		snprintf(text, room, "waiting on %s", status.peer);
@@ -76,16 +81,16 @@ static void describe_migration(char *text, size_t room, const json_t *vm)
 	case JAUNT_PHASE_PRECOPY:
 		snprintf(text, room,
 			 "%s %s, %s, round %llu, %.0f MB remaining, written %.0f MB/s, sent %.0f "
-			 "MB/s, downtime now %.1f ms",
+			 "MB/s, downtime now %.1f ms%s%s",
 			 way, status.peer, status.mode, (unsigned long long)status.round,
 			 (double)status.remaining_bytes / 1e6, status.dirty_bytes_per_s / 1e6,
-			 status.bandwidth_bytes_per_s / 1e6, status.predicted_downtime_ms);
+			 status.bandwidth_bytes_per_s / 1e6, status.predicted_downtime_ms, comma,
+			 eta);
 		break;
 	case JAUNT_PHASE_POSTCOPY:
-		snprintf(text, room, "%s %s, %s, %.0f %%, %llu pages missing%s", way, status.peer,
+		snprintf(text, room, "%s %s, %s, %.0f %%, %llu pages missing%s%s", way, status.peer,
 			 status.mode[0] ? status.mode : "post-copy", snapshot_percent(&status),
-			 missing,
-			 json_is_false(json_object_get(migration, "push")) ? ", push off" : "");
+			 missing, no_push ? ", push off" : comma, no_push ? "" : eta);
 		break;
 	case JAUNT_PHASE_BLOCKED:
 		snprintf(text, room, "%s %s, blocked, %llu pages missing: %s", way, status.peer,

@@ -2,6 +2,7 @@
 #include "engine/migration.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -168,6 +169,8 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 	pthread_mutex_init(&migration->mutex, NULL);
 	pthread_mutex_init(&session->mutex, NULL);
 	migration->started_ns = clock_ns();
+	for (size_t i = 0; i < sizeof(migration->status.eta_error_percent) / sizeof(double); i++)
+		migration->status.eta_error_percent[i] = NAN;
 	atomic_store(&migration->set_push, -1);
 	snprintf(migration->status.peer, sizeof(migration->status.peer), "%s", options->peer);
 	snprintf(migration->status.mode, sizeof(migration->status.mode), "%s",
@@ -192,8 +195,9 @@ void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase)
 	pthread_mutex_lock(&migration->mutex);
 	bool changed = migration->status.phase != phase;
 	migration->status.phase = phase;
-	if (phase == JAUNT_PHASE_POSTCOPY && !migration->switch_ns)
-		migration->switch_ns = clock_ns();
+	bool moves = phase == JAUNT_PHASE_PRECOPY || phase == JAUNT_PHASE_SWITCHOVER;
+	if (moves && !migration->moving_ns)
+		migration->moving_ns = clock_ns();
 	pthread_mutex_unlock(&migration->mutex);
 	if (!changed)
 		return;
@@ -302,9 +306,9 @@ void jaunt_migration_status(struct jaunt_migration *migration, struct jaunt_stat
 	if (trace_error)
 		snprintf(status->trace_error, sizeof(status->trace_error),
 			 "the trace ended early: %s", strerror(-trace_error));
-	if (migration->switch_ns && now > migration->switch_ns)
+	if (migration->moving_ns && now > migration->moving_ns)
 		status->throughput_bytes_per_s =
-			(double)status->payload_bytes * 1e9 / (double)(now - migration->switch_ns);
+			(double)status->payload_bytes * 1e9 / (double)(now - migration->moving_ns);
 	pthread_mutex_unlock(&migration->mutex);
 }
 

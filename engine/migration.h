@@ -46,7 +46,8 @@ struct jaunt_migration {
 	struct jaunt_status status;
 	bool committed; /* source: COMMIT recorded; target: COMMIT heard */
 	bool ended;
-	uint64_t started_ns, switch_ns, ended_ns;
+	uint64_t started_ns, ended_ns;
+	uint64_t moving_ns;               /* since when memory is moved; 0: not yet */
 	struct jaunt_decision *decisions; /* JAUNT_DECISIONS_MAX of them, made with the first */
 	size_t decision_count;
 	struct differences differences; /* source: told once, before it ends */

@@ -2,6 +2,7 @@
 #include "engine/worker.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -82,10 +83,12 @@ static void *worker_main(void *argument)
 	struct worker *worker = argument;
 
 	pthread_setname_np(pthread_self(), worker->name);
+	atomic_store(&worker->id, (int)syscall(SYS_gettid));
 	if (worker->rank != WORKER_NORMAL)
 		(void)set_rank(worker->rank == WORKER_URGENT);
 	int result = ring_create(&worker->ring, RING_DEPTH);
 	if (result < 0) {
+		atomic_store(&worker->id, 0);
 		tell_started(worker, result);
 		return NULL;
 	}
@@ -107,6 +110,7 @@ static void *worker_main(void *argument)
 	 * called. */
 	while (result == 0 && !atomic_load(&worker->stop))
 		ring_wait(worker->ring, -1);
+	atomic_store(&worker->id, 0);
 	pthread_mutex_lock(&worker->mutex);
 	ring_destroy(worker->ring);
 	worker->ring = NULL;
@@ -125,6 +129,7 @@ int worker_start(struct worker *worker, const char *name, enum worker_rank rank,
 	worker->ring = NULL;
 	worker->started = false;
 	worker->begin_result = 0;
+	atomic_store(&worker->id, 0);
 	atomic_store(&worker->stop, false);
 	snprintf(worker->name, sizeof(worker->name), "%s", name);
 	worker->mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
@@ -161,6 +166,22 @@ void worker_tell_to_stop(struct worker *worker)
 {
 	atomic_store(&worker->stop, true);
 	worker_wake(worker);
+}
+
+uint64_t worker_busy_ns(const struct worker *worker)
+{
+	char path[64], text[96];
+	unsigned long long ran = 0, waited = 0;
+	int id = atomic_load(&worker->id);
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/schedstat", id);
+	int fd = id ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return 0;
+	ssize_t bytes = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[bytes > 0 ? bytes : 0] = '\0';
+	return sscanf(text, "%llu %llu", &ran, &waited) == 2 ? ran + waited : 0;
 }
 
 void worker_stop(struct worker *worker)

@@ -36,6 +36,7 @@ struct worker {
 	char name[16];
 	enum worker_rank rank;
 	pthread_t thread;
+	_Atomic int id;        /* the kernel's, of the running thread; else 0 */
 	struct ring *ring;     /* set before worker_start() returns; woken by other threads */
 	_Atomic bool stop;     /* set by worker_stop(); read in the loop */
 	bool running;          /* owned by whoever starts and stops */
@@ -53,6 +54,9 @@ void worker_wake(struct worker *worker);
 /* Has the thread end, without waiting for that: of several, before the first worker_stop(), so that
  * they end side by side. */
 void worker_tell_to_stop(struct worker *worker);
+/* How long the thread has run, or waited for a CPU, so far; where the kernel does not tell the wait
+ * (CONFIG_SCHED_INFO), 0. Any thread, until worker_stop(). */
+uint64_t worker_busy_ns(const struct worker *worker);
 /* Ends and joins the thread, if it runs. */
 void worker_stop(struct worker *worker);
 

@@ -275,6 +275,16 @@ struct jaunt_status {
 	double bandwidth_bytes_per_s; /* achieved by the streams together */
 	double predicted_downtime_ms; /* if it were switched now; 0: not known */
 	char decision[160];           /* what was decided last, and why */
+	double eta_ms;                /* source: until the end, as expected now; 0: not known */
+	/* Source, at the end: how far off what was expected at 25, 50 and 75 % of the time was, in
+	 * percent of it, above 0: later than it came; NAN: nothing was expected then. */
+	double eta_error_percent[3];
+	/* Source, at the end: "dirty-rate", "bandwidth-limit", "link", "source-cpu", "target-cpu"
+	 * or "demand"; and how long the mean stream's thread ran or waited for a CPU, of the time
+	 * in which memory was moved. */
+	char limited_by[20];
+	double source_busy_percent, target_busy_percent;
+	uint64_t again_bytes; /* of payload_bytes: pages that had been sent before */
 	uint64_t wire_bytes, payload_bytes;
 	double throughput_bytes_per_s; /* of payload, since the switch */
 	uint64_t verified_pages, mismatched_pages;

@@ -89,6 +89,7 @@ static void set_throttle(struct source *source, unsigned percent)
 	else
 		trace_event(source->base.lane, "throttle", "%u %%", percent);
 	source->precopy.throttle = percent;
+	source->precopy.throttled |= percent != 0;
 }
 
 static void tell_status(struct source *source)
@@ -100,8 +101,11 @@ static void tell_status(struct source *source)
 						      ? &ways[POLICY_WAY_FINISH]
 						      : &ways[POLICY_WAY_SWITCH];
 	struct jaunt_status *status = &source->base.status;
+	enum policy_way way = precopy->decision.way;
+	bool in_sight = way < POLICY_WAYS && ways[way].allowed && input->bandwidth > 0;
 
 	pthread_mutex_lock(&source->base.mutex);
+	eta_expect(&source->eta, input->elapsed_ns, in_sight ? (uint64_t)ways[way].total_ns : 0);
 	status->round = input->round;
 	status->remaining_bytes = input->left_bytes + input->dirty_bytes;
 	status->dirty_bytes_per_s = input->dirty_rate;
@@ -269,6 +273,7 @@ static int run_rounds(struct source *source, struct jaunt_error *error)
 			return cut;
 		if (atomic_load(&precopy->rounds.begun) == 1) {
 			/* With digests they are told again, in the epoch. */
+			precopy->first_bytes = cut ? 0 : sent_bytes(source);
 			source->holes_told = !cut && !source->shared.session.verify;
 			holes_stop(&source->holes);
 			holes_reset(&source->holes);

@@ -23,7 +23,10 @@ struct precopy {
 	struct decisions decisions;
 	bool can_track;
 	uint64_t round_ns, round_bytes; /* when the round began, and what had been sent by then */
-	uint64_t collect_ns;            /* when the last collect was */
+	uint64_t
+		first_bytes; /* sent by the end of the first round; 0: it did not come to its end */
+	bool throttled;      /* vCPUs were held at some time */
+	uint64_t collect_ns; /* when the last collect was */
 	uint64_t progress_ns, progress_bytes; /* when something was sent last */
 	unsigned throttle;                    /* percent, as asked of the driver last */
 };

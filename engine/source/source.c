@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "engine/inject.h"
+#include "engine/source/bottleneck.h"
 #include "engine/source/tamper.h"
 #include "engine/trace.h"
 #include "transport/ring.h"
@@ -182,6 +183,38 @@ static void watch_silence(struct source *source)
 	atomic_store(&source->target_alive, alive);
 }
 
+/* Every page is there: what it was that kept them from being there earlier. */
+static void note_bottleneck(struct source *source)
+{
+	struct jaunt_migration *base = &source->base;
+	struct jaunt_status status;
+	uint64_t busy_ns = 0, moving_ns = clock_ns() - source->base.moving_ns;
+
+	jaunt_migration_status(base, &status);
+	for (unsigned i = 0; i < source->stream_count; i++)
+		busy_ns += worker_busy_ns(&source->pushers[i]->worker) / source->stream_count;
+	struct bottleneck_facts facts = {
+		.moving_ns = moving_ns,
+		.wire_bytes = status.wire_bytes,
+		.sent_bytes = status.payload_bytes,
+		.again_bytes = source->precopy.first_bytes
+				       ? status.payload_bytes - source->precopy.first_bytes
+				       : 0,
+		.source_busy = (double)busy_ns / (double)moving_ns,
+		.target_busy = (double)source->target_busy_ns / (double)moving_ns,
+		.limit = (double)atomic_load(&base->bandwidth),
+		.throttled = source->precopy.throttled,
+		.push = base->options.push,
+	};
+	pthread_mutex_lock(&base->mutex);
+	base->status.again_bytes = facts.again_bytes;
+	base->status.source_busy_percent = 100 * facts.source_busy;
+	base->status.target_busy_percent = 100 * facts.target_busy;
+	snprintf(base->status.limited_by, sizeof(base->status.limited_by), "%s",
+		 bottleneck_name(&facts));
+	pthread_mutex_unlock(&base->mutex);
+}
+
 /* -1: go on; else the outcome. */
 static int handle(struct source *source, const Jaunt__Control *message, struct jaunt_error *error)
 {
@@ -202,6 +235,7 @@ static int handle(struct source *source, const Jaunt__Control *message, struct j
 			break;
 		}
 		note_progress(source, message->complete->progress);
+		note_bottleneck(source);
 		send_released(source);
 		return migration_end(&source->base, JAUNT_DONE, JAUNT_AT_TARGET, NULL);
 	case JAUNT__CONTROL__MESSAGE_FAILED:
@@ -356,6 +390,18 @@ static int source_run(struct jaunt_migration *migration, struct jaunt_error *err
  * -------------------------------------------------------------------------------------------------
  */
 
+static void tell_eta(const struct source *source, struct jaunt_status *status)
+{
+	const struct jaunt_migration *base = &source->base;
+
+	if (!base->ended)
+		status->eta_ms =
+			(double)eta_left_ns(&source->eta, clock_ns() - base->started_ns) / MS_NS;
+	else if (status->phase == JAUNT_PHASE_COMPLETED && base->committed)
+		eta_errors(&source->eta, base->ended_ns - base->started_ns,
+			   status->eta_error_percent);
+}
+
 static void source_status(struct jaunt_migration *migration, struct jaunt_status *status)
 {
 	struct source *source = (struct source *)migration;
@@ -382,6 +428,7 @@ static void source_status(struct jaunt_migration *migration, struct jaunt_status
 	/* What the target has READ went over the wire without this side's part in it. */
 	status->payload_bytes += status->read_bytes;
 	status->wire_bytes += status->read_bytes;
+	tell_eta(source, status);
 	source_exposed_status(source, status);
 	status->engine_bytes = memory;
 }

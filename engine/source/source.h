@@ -7,6 +7,7 @@
 #include "engine/link.h"
 #include "engine/migration.h"
 #include "engine/source/digester.h"
+#include "engine/source/eta.h"
 #include "engine/source/expose.h"
 #include "engine/source/holes.h"
 #include "engine/source/precopy.h"
@@ -50,6 +51,8 @@ struct source {
 	uint64_t last_instruction_ns, pause_ns, save_ns, load_ns, commit_ns;
 	_Atomic bool target_alive; /* heard within the peer timeout; read by check_resume */
 	uint64_t round_trip_ns;    /* median of a few, on the control link */
+	struct eta eta;            /* under the mutex */
+	uint64_t target_busy_ns;   /* of the mean stream's thread there, as told last */
 };
 
 /* --- connect.c: everything up to a target that is ready, while the VM runs

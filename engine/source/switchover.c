@@ -91,6 +91,9 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 	size_t bytes = 0;
 
 	source->pause_ns = clock_ns();
+	pthread_mutex_lock(&source->base.mutex);
+	eta_switch(&source->eta, source->pause_ns - source->base.started_ns);
+	pthread_mutex_unlock(&source->base.mutex);
 	source->paused = true; /* also if it fails half way */
 	if (source->ops->pause(source->vm, &source->last_instruction_ns, error) < 0)
 		return error_context(error, "pause the VM");
@@ -133,6 +136,9 @@ void source_note_figures(struct source *source, const Jaunt__Progress *progress)
 	status->pages.discarded = progress->discarded;
 	status->pages.read = progress->read;
 	status->read_bytes = progress->read_bytes;
+	eta_arrived(&source->eta, clock_ns() - source->base.started_ns,
+		    progress->zero + progress->pushed + progress->demanded, progress->missing);
+	source->target_busy_ns = progress->busy_ns;
 	status->verified_pages = progress->verified;
 	status->mismatched_pages = progress->mismatched;
 	pthread_mutex_unlock(&source->base.mutex);

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "base/bits.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/target/target.h"
 #include "engine/trace.h"
@@ -203,6 +204,7 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	 * wait for it. */
 	pthread_mutex_lock(&target->base.mutex);
 	target->prepared = true;
+	target->base.moving_ns = configure->rounds ? clock_ns() : 0; /* they begin at once */
 	pthread_mutex_unlock(&target->base.mutex);
 	return 0;
 }

@@ -68,6 +68,15 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 	status->engine_bytes = memory;
 }
 
+static uint64_t busy_ns(const struct target *target)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < target->streams; i++)
+		sum += target->fills[i] ? worker_busy_ns(&target->fills[i]->worker) : 0;
+	return target->streams ? sum / target->streams : 0;
+}
+
 int target_send_progress(struct target *target, bool complete, const char *blocked)
 {
 	struct jaunt_status status;
@@ -89,6 +98,7 @@ int target_send_progress(struct target *target, bool complete, const char *block
 	progress.payload_bytes = status.payload_bytes;
 	progress.read = status.pages.read;
 	progress.read_bytes = status.read_bytes;
+	progress.busy_ns = busy_ns(target);
 	progress.blocked = (char *)(blocked ? blocked : "");
 	if (complete) {
 		completion.progress = &progress;

@@ -6,7 +6,7 @@ import random
 
 import cases
 import migrating
-from migrating import CANCELLED, DONE, FAILED, USAGE
+from migrating import CANCELLED, DONE, FAILED, UNKNOWN, USAGE
 
 BACKED = not migrating.kvm_works()
 # Rounds that do not end by themselves within the time of a test.
@@ -68,10 +68,15 @@ class Rounds(migrating.Case):
     def test_other_limits_while_it_runs_end_it_too(self):
         case = writing(mode="pre-copy", workload="idle")
         _, target, command, _ = self.begin(case, *ENDLESS)
-        self.in_rounds()
+        # At 4 MB/s the end is seconds away.
+        self.site.until("a", lambda status: (status["migration"] or {}).get("eta_ms", 0) > 1000,
+                        "it says when it expects the end")
         code, answer = self.site.run("set", "a", "bandwidth=none", "downtime-limit=10s")
         self.assertEqual(code, DONE, answer.transcript())
         self.assertEqual(command.wait(60), DONE)
+        report = command.json()
+        self.assertEqual(report["eta_ms"], 0)
+        self.assertLessEqual({"at_25", "at_50", "at_75"}, set(report["eta_error_percent"]))
         cases.finish(self.site, case, target)
 
     def test_a_cancel_at_any_moment_of_rounds_leaves_the_source_as_it_was(self):
@@ -108,6 +113,24 @@ class Rounds(migrating.Case):
         self.assertEqual(command.json()["vm_is_at"], "source")
         self.moves_now(source, case)
 
+    def test_a_source_that_dies_in_a_round_is_forgotten_by_the_target(self):
+        if os.environ.get("JAUNT_TEST_INJECT") != "1":
+            self.skipTest("built without the points of fault injection (-Dinject=true)")
+        case = writing()
+        self.site.vm("a", *case.guest_options(),
+                     environment={"JAUNT_INJECT": "source.side.kill.round"})
+        target = self.site.receive("b", *case.receive_options())
+        self.site.until_working("a")
+        command = self.site.migrate("a", target.peer, *case.migrate_options(), *ENDLESS)
+        # It died with its VM; the copy at the target never ran.
+        self.assertEqual(command.wait(30), UNKNOWN)
+        self.assertEqual(command.json()["reason"], "owner-gone")
+        self.assertEqual(target.wait(30), FAILED)
+        report = target.json()
+        self.assertEqual((report["result"], report["vm_is_at"]), ("failed", "source"))
+        self.assertTrue(report["reason"], report)
+        self.assertIsNone(self.site.status("b"))
+
     def test_rounds_that_may_not_end_otherwise_are_given_up_at_their_timeout(self):
         case = writing(mode="pre-copy")
         source, target, command, _ = self.begin(
@@ -122,6 +145,17 @@ class Rounds(migrating.Case):
             "--timeout-action", "abort")
         self.check_ended_at_source(command, target, FAILED, "failed")
         self.moves_now(source, case)
+
+    def test_rounds_that_sent_most_of_it_again_were_limited_by_what_the_guest_wrote(self):
+        case = writing(mode="pre-copy")
+        source, target, command, _ = self.begin(
+            case, "--bandwidth", "100MB/s", "--downtime-limit", "1ms", "--max-rounds", "4")
+        self.assertEqual(command.wait(60), DONE)
+        report = command.json()
+        self.assertGreater(report["bytes"]["again"], report["bytes"]["payload"] / 2)
+        self.assertEqual(report["limited_by"], "dirty-rate")
+        self.assertEqual(source.wait(), DONE)
+        cases.finish(self.site, case, target)
 
     def test_a_switch_that_was_forbidden_is_refused(self):
         case = writing(mode="pre-copy")

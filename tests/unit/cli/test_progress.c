@@ -24,6 +24,7 @@ static struct jaunt_status postcopy(uint64_t missing)
 	return (struct jaunt_status){.phase = JAUNT_PHASE_POSTCOPY,
 				     .ram_bytes = 4096 * 10000,
 				     .payload_bytes = 4096 * (10000 - missing),
+				     .eta_ms = (double)missing,
 				     .pages = {.total = 10000, .missing = missing}};
 }
 
@@ -68,10 +69,10 @@ Test(progress, a_terminal_gets_one_line_redrawn_that_never_wraps)
 	progress_finish(&progress);
 }
 
-Test(progress, the_time_left_follows_from_the_rate)
+Test(progress, the_time_left_is_told_and_the_rate)
 {
 	begin(false, 80);
-	/* 100 pages a tenth of a second, 1000 a second; 8000 are left at the end. */
+	/* 100 pages a tenth of a second; 8 s are left at the end. */
 	for (uint64_t t = 0; t <= 20; t++) {
 		struct jaunt_status status = postcopy(10000 - t * 100);
 		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
@@ -91,11 +92,30 @@ Test(progress, without_push_there_is_no_promise_of_an_end)
 	cr_assert(strstr(text, "on demand only"), "%s", text);
 }
 
-Test(progress, a_rate_of_nothing_promises_nothing)
+Test(progress, rounds_tell_what_is_left_of_them_and_the_time)
+{
+	struct jaunt_status status = {
+		.phase = JAUNT_PHASE_PRECOPY, .round = 3, .remaining_bytes = 7 << 20};
+
+	begin(false, 80);
+	for (uint64_t t = 0; t <= 20; t++) {
+		status.payload_bytes = t * 4096 * 100;
+		status.eta_ms = 5000 - (double)t * 100;
+		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
+	}
+	cr_assert(strstr(text, "round 3, 7.00 MiB left of it, 4.10 MB/s, about 3 s left"), "%s",
+		  text);
+	status.eta_ms = 0; /* no end in sight */
+	progress_update(&progress, &status, true, 5 * SECOND);
+	cr_assert_not(strstr(strrchr(text, 'M'), " left"), "%s", text);
+}
+
+Test(progress, where_no_end_is_in_sight_none_is_promised)
 {
 	begin(false, 80);
 	for (uint64_t t = 0; t <= 20; t++) {
 		struct jaunt_status status = postcopy(10000);
+		status.eta_ms = 0;
 		progress_update(&progress, &status, true, SECOND + t * SECOND / 10);
 	}
 	cr_assert_not(strstr(text, " left"), "%s", text);

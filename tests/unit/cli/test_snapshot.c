@@ -47,6 +47,12 @@ static struct jaunt_status example(void)
 		.install_conflicts = 11,
 		.fault_latency_us = {12, 1.5, 2.5, 3.5, 4.5, 5.5},
 		.engine_bytes = 13,
+		.eta_ms = 21.5,
+		.eta_error_percent = {-22.5, NAN, 0},
+		.limited_by = "link",
+		.source_busy_percent = 23.5,
+		.target_busy_percent = 24.5,
+		.again_bytes = 25,
 	};
 }
 
@@ -78,6 +84,14 @@ Test(snapshot, a_status_comes_back_as_it_was)
 			    sizeof(back.fault_latency_us)),
 		     0);
 	cr_assert_eq(back.engine_bytes, 13);
+	cr_assert_eq(back.eta_ms, 21.5);
+	cr_assert_eq(back.eta_error_percent[0], -22.5);
+	cr_assert(isnan(back.eta_error_percent[1]));
+	cr_assert_eq(back.eta_error_percent[2], 0);
+	cr_assert_str_eq(back.limited_by, "link");
+	cr_assert_eq(back.source_busy_percent, 23.5);
+	cr_assert_eq(back.target_busy_percent, 24.5);
+	cr_assert_eq(back.again_bytes, 25);
 }
 
 Test(snapshot, every_phase_and_place_survives)
@@ -194,4 +208,6 @@ Test(report, people_are_told_where_the_vm_is)
 	cr_assert(strstr(words(JAUNT_INCOMPLETE, false), "INCOMPLETE"));
 	cr_assert(strstr(words(JAUNT_UNKNOWN, false), "fence"));
 	cr_assert(strstr(words(JAUNT_DONE, false), "MISMATCHED"));
+	cr_assert(strstr(words(JAUNT_DONE, false), "limited by  the link"));
+	cr_assert(strstr(words(JAUNT_DONE, false), "off by  -22 % at 25 %, +0 % at 75 % of the"));
 }

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
 
 TestSuite(worker, .timeout = 60);
 
@@ -85,4 +87,30 @@ Test(worker, one_that_failed_can_be_started_again)
 	cr_assert_eq(ended, 1);
 	worker_stop(&worker);
 	cr_assert_eq(ended, 1);
+}
+
+#define SPIN_NS 20000000u
+
+static int64_t spin(void *user)
+{
+	struct timespec now = {0};
+
+	(void)user;
+	while ((uint64_t)now.tv_nsec < SPIN_NS && !now.tv_sec)
+		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	pumped++;
+	return -1;
+}
+
+Test(worker, its_time_on_a_cpu_is_told_while_it_lives)
+{
+	static const struct worker_ops spinning = {.pump = spin};
+
+	if (access("/proc/self/schedstat", R_OK) < 0)
+		cr_skip_test("the kernel keeps no account of it");
+	cr_assert_eq(worker_start(&worker, "test", WORKER_NORMAL, &spinning, &worker), 0);
+	while (worker_busy_ns(&worker) < SPIN_NS) /* told when it goes to sleep */
+		usleep(1000);
+	worker_stop(&worker);
+	cr_assert_eq(worker_busy_ns(&worker), 0);
 }
