@@ -12,6 +12,7 @@ from . import machine, modes as every_mode
 from .commands import Failed, Migration
 from .figures import Figure
 from .machine import GIB, MIB
+from .qemu import qemu
 
 PAGE = 4096
 POPULATED = 0.98  # of the working set, as seen from outside: enough to begin
@@ -313,7 +314,7 @@ def install(bench):
 
 # Where a fault's latency is measured, the vCPUs keep to themselves: a stream on their CPU would
 # make a tail of whole time slices, the bare floor's even more than Jaunt's.
-PLACEMENTS = {'fault': 'apart', 'push': 'apart'}
+PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'qemu': 'any'}
 
 # --- Modes ----------------------------------------------------------------------------------------
 
@@ -377,4 +378,4 @@ def modes(bench):
 
 
 ALL = {scenario.__name__: scenario
-       for scenario in (downtime, fault, push, distance, bulk, memory, sparse, install, modes)}
+       for scenario in (downtime, fault, push, distance, bulk, memory, sparse, install, modes, qemu)}

@@ -46,6 +46,10 @@ class Shape:
                 f"{'disk, network, balloon, VGA' if self.devices else 'no devices'}")
 
 
+def _moment(event):
+    return event["timestamp"]["seconds"] + event["timestamp"]["microseconds"] / 1e6
+
+
 class Monitor:
     """A client of QMP. Events are kept, with what QEMU said of the moment."""
 
@@ -120,8 +124,15 @@ class Monitor:
             return next((event for event in self.events if event["event"] == name and
                          all(event.get("data", {}).get(key) == value
                              for key, value in data.items())), None)
-        event = self._until(found, seconds, f"event {name} {data or ''}")
-        return event["timestamp"]["seconds"] + event["timestamp"]["microseconds"] / 1e6
+        return _moment(self._until(found, seconds, f"event {name} {data or ''}"))
+
+    def when(self, name, after=0, **data):
+        """As event(), of what has been said already; None if it was not."""
+        with self.changed:
+            return next((_moment(event) for event in self.events if event["event"] == name and
+                         _moment(event) >= after and
+                         all(event.get("data", {}).get(key) == value
+                             for key, value in data.items())), None)
 
     def close(self):
         self.socket.close()
@@ -188,6 +199,13 @@ class Qemu:
 
     def status(self):
         return self.monitor.ask("query-status")["status"]
+
+    def stands_still(self):
+        """It has ended, or its guest does not run there."""
+        try:
+            return not self.process.running() or self.status() != "running"
+        except Broken:
+            return not self.process.running()
 
     # --- The program in the guest -------------------------------------------------------------------
 

@@ -110,14 +110,17 @@ class Guest:
 
     # --- By Jaunt --------------------------------------------------------------------------------------
 
-    def begin(self, *options, receive=(), target=None):
-        """(target, receive, migrate): the commands run."""
+    def begin(self, *options, receive=(), target=None, go=True):
+        """(target, receive, migrate): the commands run. Without `go`, migrate is a function that
+        starts it."""
         target = target or self.start_qemu(incoming=True)
         receiving = self.site.start("receive", "tcp:127.0.0.1:0", "--as", target.vm, "--json",
                                     *receive)
         receiving.peer = receiving.line(r"ready: listening on (\S+) as").group(1)
-        return target, receiving, self.site.start("migrate", self.here.vm, receiving.peer, "--json",
-                                                  *options)
+
+        def migrate():
+            return self.site.start("migrate", self.here.vm, receiving.peer, "--json", *options)
+        return target, receiving, migrate() if go else migrate
 
     def finish(self, target, receiving, migrating_, keep_source=False):
         """Both commands end as they must, and the guest runs at the target alone. Both reports."""
@@ -127,8 +130,7 @@ class Guest:
         for report, who in zip(reports, ("migrate", "receive")):
             cases.check_completed(report, who)
         # Jaunt ends it when the guest has left for good.
-        cases.require(not self.here.process.running() or self.here.status() != "running",
-                      "the source runs")
+        cases.require(self.here.stands_still(), "the source runs")
         cases.require(target.status() == "running", f"the target is {target.status()}")
         self.arrived(target, keep_source)
         return reports
@@ -143,16 +145,17 @@ class Guest:
 
     # --- By QEMU itself ----------------------------------------------------------------------------------
 
-    def migrate_by_qemu(self, *capabilities, bandwidth=NO_LIMIT, seconds=MIGRATE_S, **parameters):
+    def migrate_by_qemu(self, *capabilities, bandwidth=NO_LIMIT, target=None, keep_source=False,
+                        **parameters):
         """Its own migration over TCP, to the end. (seconds in all, STOP to RESUME in seconds)"""
-        target, source = self.start_qemu(incoming=True), self.here.monitor
+        target, source = target or self.start_qemu(incoming=True), self.here.monitor
         for monitor in (source, target.monitor):
             monitor.ask("migrate-set-capabilities", capabilities=[
                 {"capability": name, "state": name in ("events", *capabilities)}
                 for name in ("events", "postcopy-ram", "postcopy-preempt", "multifd",
                              "x-ignore-shared", "late-block-activate")])
             monitor.ask("migrate-set-parameters", max_bandwidth=bandwidth,
-                        max_postcopy_bandwidth=0, **parameters)
+                        **{"max_postcopy_bandwidth": 0, **parameters})
             monitor.events.clear()
         target.monitor.ask("migrate-incoming", uri="tcp:127.0.0.1:0")
         address = target.monitor.ask("query-migrate")["socket-address"][0]
@@ -161,10 +164,10 @@ class Guest:
         if "postcopy-ram" in capabilities:
             source.event("MIGRATION", status="active")
             source.ask("migrate-start-postcopy")
-        ended = max(monitor.event("MIGRATION", seconds, status="completed")
+        ended = max(monitor.event("MIGRATION", MIGRATE_S, status="completed")
                     for monitor in (source, target.monitor))
         down = target.monitor.event("RESUME") - source.event("STOP")
-        self.arrived(target)
+        self.arrived(target, keep_source)
         return ended - began, down
 
 
