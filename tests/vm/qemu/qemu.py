@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import socket
 import threading
@@ -140,27 +141,41 @@ class Monitor:
 
 class Qemu:
     """Runs from the constructor on. `incoming`: waits for a guest from elsewhere. `words`: more of
-    the command line. `through`: words before `jaunt qemu`, for another user."""
+    the command line. `user`: whose process it is, if not ours."""
 
     def __init__(self, site, image, shape, name, incoming=False, words=(), pulse_port=0, disk=None,
-                 through=()):
+                 user=None):
         self.site, self.shape, self.name = site, shape, name
         folder = pathlib.Path(site.directory)
+        through, environment = [], {}
+        if user is not None:
+            folder, environment = self._folder_of(folder, user)
+            through = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self.console = folder / f"{name}.console"
-        self.ram = pathlib.Path(f"/dev/shm/{folder.name}-{name}.ram")
+        self.ram = pathlib.Path(f"/dev/shm/{pathlib.Path(site.directory).name}-{name}.ram")
         self.monitor_path = folder / f"{name}.jaunt"
         self.vm = f"qemu:{self.monitor_path}"
         self.line_path, self.own_path = folder / f"{name}.line", folder / f"{name}.test"
         self.console.touch()
-        self.console.chmod(0o666)
+        os.chown(self.console, user or -1, -1)
         self.commands = 0
         self.line = None
         command = [site.jaunt, "qemu", "--", "qemu-system-x86_64",
                    *self.words(image, shape, pulse_port, disk), *words]
         if incoming:
             command += ["-incoming", "defer"]
-        self.process = site.start(*through, *command, program="env")
+        self.process = site.start(*through, *command, program="env", environment=environment)
         self.monitor = Monitor(self.own_path, self._check_alive)
+
+    @staticmethod
+    def _folder_of(folder, user):
+        """One that another user may write to, its runtime directory within, and how it is told."""
+        folder.chmod(0o711)
+        own = folder / "user"
+        for path in (own, own / "run"):
+            path.mkdir(mode=0o755, exist_ok=True)
+            os.chown(path, user, user)
+        return own, {"JAUNT_RUNTIME_DIR": own / "run"}
 
     def words(self, image, shape, pulse_port, disk):
         """QEMU's command line without its name."""

@@ -30,9 +30,9 @@ def image(build=None):
 class Guest:
     """Booted by the constructor. `site`: a migrating.Site, whose commands it uses."""
 
-    def __init__(self, site, shape, words=(), pulse_port=0, through=()):
+    def __init__(self, site, shape, words=(), pulse_port=0, user=None):
         self.site, self.shape, self.words, self.pulse_port = site, shape, words, pulse_port
-        self.through = through
+        self.user = user
         self.image = image(site.build)
         self.count = 0
         self.hosts = []  # those that it ran in, in order
@@ -49,7 +49,7 @@ class Guest:
     def start_qemu(self, incoming=False):
         self.count += 1
         return Qemu(self.site, self.image, self.shape, f"q{self.count}", incoming, self.words,
-                    self.pulse_port, self.disk, self.through)
+                    self.pulse_port, self.disk, self.user)
 
     def arrived(self, target, keep_source=False):
         """The guest is at the target now."""
@@ -110,16 +110,17 @@ class Guest:
 
     # --- By Jaunt --------------------------------------------------------------------------------------
 
-    def begin(self, *options, receive=(), target=None, go=True):
+    def begin(self, *options, receive=(), target=None, go=True, environment=None):
         """(target, receive, migrate): the commands run. Without `go`, migrate is a function that
-        starts it."""
+        starts it. `environment`: of migrate."""
         target = target or self.start_qemu(incoming=True)
         receiving = self.site.start("receive", "tcp:127.0.0.1:0", "--as", target.vm, "--json",
                                     *receive)
         receiving.peer = receiving.line(r"ready: listening on (\S+) as").group(1)
 
         def migrate():
-            return self.site.start("migrate", self.here.vm, receiving.peer, "--json", *options)
+            return self.site.start("migrate", self.here.vm, receiving.peer, "--json", *options,
+                                   environment=environment)
         return target, receiving, migrate() if go else migrate
 
     def finish(self, target, receiving, migrating_, keep_source=False):
