@@ -83,6 +83,7 @@ static const struct field fields[] = {
 	COUNT("bytes", "again", again_bytes),
 	COUNT("registered", "bytes", registered_bytes),
 	COUNT("registered", "hole_bytes", registered_hole_bytes),
+	COUNT("registered", "wanted_bytes", registered_wanted_bytes),
 	COUNT("registered", "stale", registered_stale),
 	REAL("registered", "ms", register_ms),
 	REAL("registered", "estimate_ms", register_estimate_ms),

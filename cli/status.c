@@ -161,7 +161,7 @@ static void print_advice(const json_t *vm)
 /* What of the fabric is in use, where there is one. */
 static void print_device(const json_t *vm)
 {
-	char name[80], device[200], a[TEXT_ROOM], b[TEXT_ROOM], c[TEXT_ROOM];
+	char name[80], device[200], a[TEXT_ROOM], b[TEXT_ROOM], c[TEXT_ROOM], d[TEXT_ROOM];
 	struct jaunt_status status;
 
 	snapshot_parse(&status, json_object_get(vm, "migration"));
@@ -171,8 +171,9 @@ static void print_device(const json_t *vm)
 	text_clean(device, sizeof(device), status.device);
 	printf("\n%s: %s\n", name, device);
 	if (status.register_estimate_ms > 0)
-		printf("  %s registered with it in %s; estimated: %s\n",
+		printf("  %s of %s registered with it in %s; estimated: %s\n",
 		       text_bytes(a, sizeof(a), status.registered_bytes),
+		       text_bytes(d, sizeof(d), status.registered_wanted_bytes),
 		       text_microseconds(b, sizeof(b), status.register_ms * 1000),
 		       text_microseconds(c, sizeof(c), status.register_estimate_ms * 1000));
 	if (status.register_error[0])

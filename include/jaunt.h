@@ -297,8 +297,9 @@ struct jaunt_status {
 	/* Source, with a transport that can READ: guest memory registered with the device, and what
 	 * of it were holes that got memory by that. */
 	uint64_t registered_bytes, registered_hole_bytes;
+	uint64_t registered_wanted_bytes; /* data that there was to register when it began */
 	uint64_t registered_stale; /* chunks registered again: the guest gave back pages of them */
-	double register_ms, register_estimate_ms; /* so far; as estimated by its first chunk */
+	double register_ms, register_estimate_ms; /* so far; as estimated before it began */
 	char register_error[256]; /* why less was registered than there is; empty: it was not */
 	char trace_error[128];    /* why the trace ended early; empty: it did not */
 	uint64_t engine_bytes;    /* memory of the engine beyond guest RAM */

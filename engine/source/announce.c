@@ -68,14 +68,16 @@ static void trace_pass(struct source *source)
 		trace_event(source->base.lane, "expose", "%s", why.text);
 }
 
-/* Until the first pass is over and all of it told. The guest runs meanwhile: what this takes is no
- * part of its downtime. */
+/* Until the first pass is over and all of it told, or nobody wants to wait for it any more. The
+ * guest runs meanwhile: what this takes is no part of its downtime. */
 static int tell_first_pass(struct source *source, struct jaunt_error *error)
 {
 	uint64_t deadline = 0; /* for the target to take what is told */
 
 	for (;;) {
 		Jaunt__Control *message;
+		if (atomic_load(&source->base.switch_wanted))
+			expose_stop(&source->expose);
 		bool finished = expose_finished(&source->expose);
 		source_tell_exposed(source);
 		if (finished && !atomic_load(&source->expose.untold))
@@ -117,11 +119,34 @@ int source_expose(struct source *source, struct jaunt_error *error)
 			    "only after the switch: the driver does not report discards");
 		return 0;
 	}
-	result = tell_first_pass(source, error);
-	if (result < 0)
-		return result;
+	struct expose_figures figures;
+	expose_figures(&source->expose, &figures);
+	trace_event(source->base.lane, "expose",
+		    "%" PRIu64 " MiB to be registered, estimated %.1f ms", figures.wanted >> 20,
+		    (double)figures.estimate_ns / 1e6);
+	source->exposing = true;
+	/* Beside rounds it goes on by itself. */
+	return migration_has_rounds(source->base.options.mode)
+		       ? 0
+		       : source_await_exposed(source, error);
+}
+
+int source_await_exposed(struct source *source, struct jaunt_error *error)
+{
+	int result = source->exposing ? tell_first_pass(source, error) : 0;
+
+	source_end_exposing(source);
+	return result;
+}
+
+void source_end_exposing(struct source *source)
+{
+	if (!source->exposing)
+		return;
+	source->exposing = false;
+	expose_stop(&source->expose);
+	source_tell_exposed(source);
 	trace_pass(source);
-	return 0;
 }
 
 int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze, struct jaunt_error *error)
@@ -179,6 +204,7 @@ void source_exposed_status(struct source *source, struct jaunt_status *status)
 	status->registered_hole_bytes = figures.hole_bytes;
 	status->registered_stale = figures.stale;
 	status->register_ms = (double)figures.took_ns / 1e6;
+	status->registered_wanted_bytes = figures.wanted;
 	status->register_estimate_ms = (double)figures.estimate_ns / 1e6;
 	if (expose_why(&source->expose, &why))
 		snprintf(status->register_error, sizeof(status->register_error), "%s", why.text);

@@ -62,6 +62,23 @@ bool chunk_find(const struct guest_region *region, uint64_t block, struct chunk 
 	return true;
 }
 
+uint64_t chunk_dense(const struct guest_region *region, const struct chunk *chunk, uint64_t most)
+{
+	unsigned char there[BLOCK_PAGES_MAX];
+	uint64_t count = 0;
+
+	if (most > chunk->count)
+		most = chunk->count;
+	if (region->hugetlb) /* it has no holes */
+		return most;
+	if (!most || mincore(region->vm_view + chunk->first * region->page_bytes,
+			     most * region->page_bytes, there) < 0)
+		return 0;
+	while (count < most && (there[count] & 1))
+		count++;
+	return count;
+}
+
 uint64_t chunks_data_bytes(const struct guestmem *memory)
 {
 	uint64_t sum = 0;

@@ -37,6 +37,10 @@ bool chunk_find(const struct guest_region *region, uint64_t block, struct chunk 
  * gives it). `holes`: the chunk may have some. */
 bool chunk_cut(const unsigned char *there, uint64_t count, bool holes, struct chunk *chunk);
 
+/* Of a chunk, how many pages from its first on are there, at most `most`: none of them is a hole.
+ */
+uint64_t chunk_dense(const struct guest_region *region, const struct chunk *chunk, uint64_t most);
+
 /* Bytes that the regions' files have, and so about what there is to register. */
 uint64_t chunks_data_bytes(const struct guestmem *memory);
 

@@ -58,6 +58,8 @@ int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 	uint64_t explain_ns = 0; /* how long a loss may still be explained; 0: nothing is lost */
 
 	do {
+		if (source->exposing)
+			source_tell_exposed(source);
 		uint64_t now = clock_ns();
 		uint64_t end_ns = explain_ns ? explain_ns : until_ns;
 		int result = link_next(&source->link, end_ns > now ? (int64_t)(end_ns - now) : 0,

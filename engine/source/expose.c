@@ -30,11 +30,13 @@
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 
+#include "base/bits.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/room.h"
 
-#define BLOCKS_A_THREAD 16u /* at least: below that another thread is not worth it */
+#define BLOCKS_A_THREAD 16u    /* at least: below that another thread is not worth it */
+#define PROBE_BYTES     MIB(2) /* registered once to see how long it takes */
 
 /* Written by the pass's thread that took the block, before `state` (release), and by the taking
  * thread; read (acquire) by whoever saw the state. */
@@ -109,17 +111,6 @@ static bool is_good(const struct expose_block *block, const struct chunk *now)
 	       now->first + now->count <= block->chunk.first + block->chunk.count;
 }
 
-static void estimate(struct expose *expose, uint64_t chunk_bytes, uint64_t took_ns)
-{
-	uint64_t none = 0;
-	uint64_t threads = expose->thread_count ? expose->thread_count : 1;
-	double all = (double)atomic_load(&expose->wanted) / (double)chunk_bytes * (double)took_ns;
-
-	if (!expose->after)
-		atomic_compare_exchange_strong(&expose->estimate_ns, &none,
-					       (uint64_t)(all / (double)threads) + 1);
-}
-
 static void register_block(struct expose *expose, size_t region, struct expose_block *block,
 			   const struct chunk *chunk)
 {
@@ -127,7 +118,6 @@ static void register_block(struct expose *expose, size_t region, struct expose_b
 	uint64_t bytes = chunk->count * of->page_bytes;
 	struct jaunt_error error = {0};
 	struct exposure exposure;
-	uint64_t started = clock_ns();
 
 	if (!reserve(expose, bytes, (chunk->count - chunk->data) * of->page_bytes))
 		return;
@@ -142,7 +132,6 @@ static void register_block(struct expose *expose, size_t region, struct expose_b
 		atomic_store(&expose->refuse, true); /* what one is refused, so is the next */
 		return;
 	}
-	estimate(expose, bytes, clock_ns() - started);
 	if (block->exposure.private)
 		block->old = block->exposure;
 	block->exposure = exposure;
@@ -190,18 +179,52 @@ static void *expose_main(void *argument)
 	return NULL;
 }
 
-static int start_pass(struct expose *expose)
+static unsigned threads_wanted(const struct expose *expose)
 {
 	uint64_t enough = expose->block_count / BLOCKS_A_THREAD + 1;
 	int cpus = get_nprocs();
 	unsigned wanted = cpus > 0 ? (unsigned)cpus : 1;
-	sigset_t all, before;
-	int result = 0;
 
 	if (wanted > EXPOSE_THREADS_MAX)
 		wanted = EXPOSE_THREADS_MAX;
-	if (wanted > enough)
-		wanted = (unsigned)enough;
+	return wanted > enough ? (unsigned)enough : wanted;
+}
+
+/* Registers the first pages there are, for as long as it takes to see how long the whole will. What
+ * is refused here is refused again where somebody is told. */
+static void estimate(struct expose *expose)
+{
+	struct jaunt_error ignored;
+	struct exposure exposure;
+	struct chunk chunk = {0};
+	size_t region = 0;
+
+	for (uint64_t i = 0; i < expose->block_count && !chunk.count; i++) {
+		region = region_of(expose, i);
+		if (!chunk_find(&expose->memory->regions[region], i - expose->region_block[region],
+				&chunk))
+			chunk.count = 0;
+	}
+	const struct guest_region *of = &expose->memory->regions[region];
+	uint64_t most = PROBE_BYTES / of->page_bytes,
+		 count = chunk_dense(of, &chunk, most ? most : 1);
+	uint64_t bytes = count * of->page_bytes, started = clock_ns();
+	if (!count || bytes > expose->room_bytes ||
+	    transport_expose(&exposure, expose->channel, of->view + chunk.first * of->page_bytes,
+			     bytes, &ignored) < 0)
+		return;
+	double all = (double)(clock_ns() - started) / (double)bytes *
+		     (double)atomic_load(&expose->wanted);
+	transport_unexpose(&exposure);
+	atomic_store(&expose->estimate_ns, (uint64_t)(all / threads_wanted(expose)) + 1);
+}
+
+static int start_pass(struct expose *expose)
+{
+	unsigned wanted = threads_wanted(expose);
+	sigset_t all, before;
+	int result = 0;
+
 	atomic_store(&expose->next, 0);
 	atomic_store(&expose->refuse, false);
 	atomic_store(&expose->started_ns, clock_ns());
@@ -273,7 +296,10 @@ int expose_open(struct expose *expose, const struct guestmem *memory, const stru
 	atomic_store(&expose->open, true);
 	atomic_store(&expose->wanted, chunks_data_bytes(memory));
 	look_at_limits(expose);
-	return make_blocks(expose);
+	int result = make_blocks(expose);
+	if (result == 0)
+		estimate(expose);
+	return result;
 }
 
 int expose_start(struct expose *expose, const struct guestmem *memory,

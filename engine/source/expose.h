@@ -34,13 +34,12 @@ struct expose_told {
 };
 
 struct expose_figures {
-	uint64_t bytes;      /* registered now, of both passes */
-	uint64_t hole_bytes; /* of them: allocated by the registration */
-	uint64_t wanted;     /* bytes of data before the first pass */
-	uint64_t took_ns;    /* from a pass's start to its end or to now, of both passes */
-	uint64_t
-		estimate_ns; /* of the first pass, made when its first chunk was done; 0: not yet */
-	uint64_t stale;      /* chunks that were registered again since the guest gave back pages */
+	uint64_t bytes;       /* registered now, of both passes */
+	uint64_t hole_bytes;  /* of them: allocated by the registration */
+	uint64_t wanted;      /* bytes of data before the first pass */
+	uint64_t took_ns;     /* from a pass's start to its end or to now, of both passes */
+	uint64_t estimate_ns; /* of the first pass, made before it began; 0: there is none */
+	uint64_t stale; /* chunks that were registered again since the guest gave back pages */
 };
 
 struct expose {
@@ -70,8 +69,8 @@ struct expose {
 	struct jaunt_error why; /* why less is exposed than there is; code 0: it is not */
 };
 
-/* Looks at the limits; nothing is exposed before expose_again(). For a VM of which nobody hears
- * what it gives back while it runs. -ENOMEM */
+/* Looks at the limits and estimates; nothing is exposed before expose_again(). For a VM of which
+ * nobody hears what it gives back while it runs. -ENOMEM */
 int expose_open(struct expose *expose, const struct guestmem *memory, const struct channel *channel,
 		void (*ready)(void *user), void *user);
 /* The same, and starts the first pass. -ENOMEM, -EAGAIN: the threads; then nothing is exposed. */

@@ -474,8 +474,9 @@ int source_precopy(struct source *source, struct jaunt_error *error)
 	set_throttle(source, 0);
 	if (!atomic_load(&precopy->rounds.begun)) {
 		source_untrack(source); /* nothing was sent, so nothing can be stale */
-		return 0;
+		return source_await_exposed(source, error);
 	}
+	source_end_exposing(source);
 	return tell_stale_ahead(source, error);
 }
 

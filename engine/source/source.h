@@ -45,6 +45,7 @@ struct source {
 	struct digester digester;
 	bool takes_read;      /* the target said that it can */
 	struct expose expose; /* all zero: nothing can be READ */
+	bool exposing;        /* the first pass goes on, or has not been told whole */
 	unsigned serve_count, stream_count;
 	struct serve *serves[SOURCE_SERVES_MAX]; /* under the mutex for status */
 	struct pusher *pushers[SOURCE_STREAMS_MAX];
@@ -107,9 +108,13 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 /* --- announce.c: memory that the target may READ
  * ------------------------------------------------------ */
 
-/* Registers what there is while the VM runs, where the transport can READ. 0, or -errno with
- * `error`: cancelled, lost. */
+/* Registers what there is while the VM runs, where the transport can READ: to the end, or, where
+ * the mode has rounds, beside them. 0, or -errno with `error`: cancelled, lost. */
 int source_expose(struct source *source, struct jaunt_error *error);
+/* The end of that: awaits it, or, before the pause, ends it where it stands. What is missing then
+ * is registered after the switch. */
+int source_await_exposed(struct source *source, struct jaunt_error *error);
+void source_end_exposing(struct source *source);
 /* Tells the target of what has been registered since. */
 void source_tell_exposed(struct source *source);
 /* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM with `error`. */

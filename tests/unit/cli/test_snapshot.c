@@ -34,6 +34,7 @@ static struct jaunt_status example(void)
 		.read_bytes = 15,
 		.registered_bytes = 16,
 		.registered_hole_bytes = 17,
+		.registered_wanted_bytes = 21,
 		.registered_stale = 20,
 		.register_ms = 18.5,
 		.register_estimate_ms = 19.5,
@@ -75,6 +76,7 @@ Test(snapshot, a_status_comes_back_as_it_was)
 	cr_assert_eq(back.read_bytes, 15);
 	cr_assert_eq(back.registered_bytes, 16);
 	cr_assert_eq(back.registered_hole_bytes, 17);
+	cr_assert_eq(back.registered_wanted_bytes, 21);
 	cr_assert_eq(back.registered_stale, 20);
 	cr_assert_eq(back.register_ms, 18.5);
 	cr_assert_eq(back.register_estimate_ms, 19.5);

@@ -306,11 +306,58 @@ Test(expose, a_limit_is_named_and_what_fits_below_it_is_exposed)
 
 	open_memory(8 * BLOCK);
 	write_pages(0, 8 * BLOCK, 1);
-	reading_refuse_after(3);
+	reading_refuse_after(1 + 3); /* one for the estimate */
 	start();
 	cr_assert_eq(told_count, 3);
 	cr_assert(expose_why(&expose, &why));
 	cr_assert_str_eq(why.reason, "memory-lock");
+	close_memory();
+}
+
+Test(expose, the_estimate_is_there_before_anything_is_exposed_and_fills_no_hole)
+{
+	struct expose_figures figures;
+
+	open_memory(3 * BLOCK);
+	write_pages(BLOCK + 7, 1, 1);
+	write_pages(BLOCK + 9, 2, 1);
+	cr_assert_eq(expose_open(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	expose_figures(&expose, &figures);
+	cr_assert_gt(figures.estimate_ns, 0);
+	cr_assert_eq(figures.wanted, 3 * PAGE);
+	cr_assert_eq(figures.bytes, 0);
+	cr_assert_eq(reading_exposed(), 0);
+	cr_assert_eq(guestmem_next_data(region(), BLOCK + 8), BLOCK + 9);
+	close_memory();
+}
+
+Test(expose, a_refused_estimate_is_none)
+{
+	struct expose_figures figures;
+
+	open_memory(BLOCK);
+	write_pages(0, 1, 1);
+	reading_refuse_after(0);
+	cr_assert_eq(expose_open(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	expose_figures(&expose, &figures);
+	cr_assert_eq(figures.estimate_ns, 0);
+	close_memory();
+}
+
+Test(expose, a_pass_that_was_ended_early_is_completed_by_the_next)
+{
+	open_memory(40 * BLOCK);
+	for (uint64_t block = 0; block < 40; block++)
+		write_pages(block * BLOCK, 4, 1);
+	told_count = 0;
+	cr_assert_eq(expose_start(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	expose_stop(&expose);
+	cr_assert(expose_finished(&expose));
+	size_t count = expose_take(&expose, told, TOLD);
+	for (size_t i = 0; i < count; i++)
+		expect_read(&told[i], told[i].first, 1);
+	again();
+	cr_assert_eq(count + told_count, 40, "each once");
 	close_memory();
 }
 
