@@ -113,6 +113,22 @@ static void describe_rounds(char *text, size_t room, const struct progress *prog
 		 text_rate(rate, sizeof(rate), progress->bytes_per_s), eta);
 }
 
+/* Of memory that is registered with a device while the VM is not waited for; "" when it is not. */
+static void describe_registration(char *text, size_t room, const struct jaunt_status *status)
+{
+	char done[TEXT_ROOM], all[TEXT_ROOM];
+	uint64_t bytes = status->registered_bytes, wanted = status->registered_wanted_bytes;
+	double ms = bytes ? status->register_ms / (double)bytes * (double)wanted
+			  : status->register_estimate_ms;
+
+	text[0] = '\0';
+	if (status->phase != JAUNT_PHASE_PREPARING || bytes >= wanted || ms <= status->register_ms)
+		return;
+	snprintf(text, room, ", registering memory: %s of %s, about %.0f s left",
+		 text_bytes(done, sizeof(done), bytes), text_bytes(all, sizeof(all), wanted),
+		 ceil((ms - status->register_ms) / 1000));
+}
+
 static void describe(char *text, size_t room, const struct progress *progress,
 		     const struct jaunt_status *status, bool push)
 {
@@ -124,8 +140,10 @@ static void describe(char *text, size_t room, const struct progress *progress,
 		return;
 	}
 	if (!snapshot_committed(status)) {
-		snprintf(text, room, "%s%s%.200s", progress_phase_words(status->phase),
-			 status->reason[0] ? ": " : "", status->reason);
+		char registration[128];
+		describe_registration(registration, sizeof(registration), status);
+		snprintf(text, room, "%s%s%s%.200s", progress_phase_words(status->phase),
+			 registration, status->reason[0] ? ": " : "", status->reason);
 		return;
 	}
 	describe_eta(eta, sizeof(eta), status, push);

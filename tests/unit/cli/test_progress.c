@@ -56,6 +56,26 @@ Test(progress, plain_lines_come_once_a_second_and_on_every_change_of_phase)
 	cr_assert_not(strchr(text, '\033'));
 }
 
+Test(progress, memory_that_is_being_registered_is_told_with_the_time_that_is_left)
+{
+	struct jaunt_status status = {.phase = JAUNT_PHASE_PREPARING,
+				      .registered_wanted_bytes = UINT64_C(8) << 30,
+				      .register_estimate_ms = 8500};
+
+	begin(true, 160);
+	progress_update(&progress, &status, true, SECOND);
+	cr_assert(strstr(text, "about 9 s left"), "%s", text);
+	size_t seen = strlen(text);
+	status.registered_bytes = UINT64_C(6) << 30;
+	status.register_ms = 9000;
+	progress_update(&progress, &status, true, 3 * SECOND);
+	cr_assert(strstr(text + seen, "6.00 GiB of 8.00 GiB, about 3 s left"), "%s", text);
+	seen = strlen(text);
+	status.registered_bytes = UINT64_C(8) << 30;
+	progress_update(&progress, &status, true, 5 * SECOND);
+	cr_assert_null(strstr(text + seen, "registering"), "%s", text);
+}
+
 Test(progress, a_terminal_gets_one_line_redrawn_that_never_wraps)
 {
 	begin(true, 60);
