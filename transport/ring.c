@@ -41,7 +41,8 @@
 #include "base/clock.h"
 #include "transport/ring_private.h"
 
-#define NO_TIMEOUT INT64_C(-1)
+#define NO_TIMEOUT   INT64_C(-1)
+#define UNREAPED_MAX 16
 
 /* --- Entering the kernel ------------------------------------------------------------- */
 
@@ -139,7 +140,8 @@ static bool take_completion(struct ring *ring, struct completion *completion)
 
 static bool has_completions(const struct ring *ring)
 {
-	return ring->backlog_first != ring->backlog_end || io_uring_cq_ready(&ring->uring);
+	return ring->backlog_first != ring->backlog_end || ring->known ||
+	       io_uring_cq_ready(&ring->uring);
 }
 
 static void forget_silent(struct ring *ring, struct ring_operation *operation)
@@ -216,12 +218,49 @@ static void finish_silent(struct ring *ring)
 	}
 }
 
+/* Takes it out if it is one of those of ring_complete(). */
+static bool take_known(struct ring *ring, const struct ring_operation *operation)
+{
+	struct ring_operation **link = &ring->known;
+
+	while (*link && *link != operation)
+		link = &(*link)->next;
+	if (!*link)
+		return false;
+	*link = operation->next;
+	if (ring->known_end == &operation->next)
+		ring->known_end = link;
+	return true;
+}
+
+static int finish_known(struct ring *ring, unsigned due)
+{
+	int events = 0;
+
+	for (; due && ring->known; due--) {
+		struct completion completion = {ring->known, 0, 0};
+		take_known(ring, completion.operation);
+		events += complete(ring, &completion);
+	}
+	return events;
+}
+
+static unsigned count_known(const struct ring *ring)
+{
+	unsigned count = 0;
+
+	for (const struct ring_operation *at = ring->known; at; at = at->next)
+		count++;
+	return count;
+}
+
 /* Dispatches what is there now; what callbacks bring about waits for the next time, lest one busy
  * file starve the caller of ring_wait(). */
 static int dispatch(struct ring *ring)
 {
 	int events = 0;
 	struct completion completion;
+	unsigned known = count_known(ring);
 
 	finish_silent(ring);
 	for (size_t due = ring->backlog_end - ring->backlog_first; due; due--) {
@@ -240,7 +279,17 @@ static int dispatch(struct ring *ring)
 			break;
 		events += complete(ring, &completion);
 	}
-	return events;
+	return events + finish_known(ring, known);
+}
+
+/* Whether to let the kernel run what it deferred: where there is nothing else to do, and now and
+ * then where there always is. */
+static bool is_time_to_reap(struct ring *ring, bool ready)
+{
+	if (ready && ++ring->unreaped < UNREAPED_MAX)
+		return false;
+	ring->unreaped = 0;
+	return true;
 }
 
 int ring_wait(struct ring *ring, int64_t timeout_ns)
@@ -254,9 +303,8 @@ int ring_wait(struct ring *ring, int64_t timeout_ns)
 		run_tasks(ring);
 		bool ready = has_completions(ring);
 		bool wait = !ready && timeout_ns != 0;
-		/* Reaping lets the kernel run what it deferred even if there is nothing to wait
-		 * for; with completions at hand and nothing to submit, it can run the next time. */
-		int error = enter(ring, wait ? 1 : 0, !ready, left);
+		/* With completions at hand and nothing to submit there is no system call. */
+		int error = enter(ring, wait ? 1 : 0, is_time_to_reap(ring, ready), left);
 		if (error && !is_transient(error)) {
 			ring->failed = error;
 			return error;
@@ -322,6 +370,14 @@ struct io_uring_sqe *ring_prepare(struct ring *ring, struct ring_operation *oper
 	return sqe;
 }
 
+void ring_complete(struct ring *ring, struct ring_operation *operation)
+{
+	operation->in_flight = true;
+	operation->next = NULL;
+	*ring->known_end = operation;
+	ring->known_end = &operation->next;
+}
+
 bool ring_has_silence(const struct ring *ring)
 {
 	return ring->uring.features & IORING_FEAT_CQE_SKIP;
@@ -362,6 +418,11 @@ static void complete_from_backlog(struct ring *ring, struct ring_operation *oper
 void ring_cancel(struct ring *ring, struct ring_operation *operation)
 {
 	complete_from_backlog(ring, operation);
+	if (operation->in_flight && take_known(ring, operation)) {
+		struct completion completion = {operation, 0, 0};
+		complete(ring, &completion);
+		return;
+	}
 	if (operation->silent)
 		enter(ring, 0, false, NO_TIMEOUT); /* then it is over */
 	while (operation->in_flight) {
@@ -463,6 +524,7 @@ int ring_create(struct ring **out, unsigned depth)
 	if (!ring)
 		return -ENOMEM;
 	ring->tasks_end = &ring->tasks;
+	ring->known_end = &ring->known;
 	ring->wake_read.done = wake_done;
 	/* Not EFD_NONBLOCK: io_uring would fail the read with EAGAIN instead of waiting. */
 	ring->wake_fd = eventfd(0, EFD_CLOEXEC);

@@ -72,6 +72,10 @@ struct ring_operation {
  * caller preps it with an io_uring_prep_ function at once. */
 struct io_uring_sqe *ring_prepare(struct ring *ring, struct ring_operation *operation);
 
+/* Has `done` called with result 0 by the coming ring_wait(), which does not sleep before: for what
+ * is known to be over, at the price of no system call. The operation must not be in flight. */
+void ring_complete(struct ring *ring, struct ring_operation *operation);
+
 /* Whether the kernel (Linux 5.17) can leave out the completion of what succeeds. */
 bool ring_has_silence(const struct ring *ring);
 

@@ -26,6 +26,9 @@ struct ring {
 	struct completion *backlog;
 	size_t backlog_first, backlog_end, backlog_room;
 
+	struct ring_operation *known, **known_end; /* of ring_complete() */
+	unsigned unreaped; /* times in a row that the kernel was not asked for completions */
+
 	struct ring_task *tasks, **tasks_end;
 	struct ring_poll *polls;
 	struct ring_operation *silent; /* queued or submitted, and not finished */

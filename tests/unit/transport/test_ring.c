@@ -367,6 +367,67 @@ Test(ring, a_callback_may_cancel_what_has_completed_but_was_not_dispatched, .ini
 	ring_destroy(ring);
 }
 
+Test(ring, what_is_over_already_is_told_without_sleep_and_in_order, .init = open_ring)
+{
+	struct noted first = {.operation = {.done = note}}, second = first;
+
+	second.expect_before = &first;
+	ring_complete(ring, &first.operation);
+	ring_complete(ring, &second.operation);
+	cr_assert_eq(first.calls, 0);
+	cr_assert_eq(ring_wait(ring, -1), 2);
+	cr_assert_eq(first.calls, 1);
+	cr_assert_eq(first.result, 0);
+	cr_assert_eq(second.calls, 1);
+	cr_assert_not(first.operation.in_flight);
+	cr_assert_eq(ring_wait(ring, 0), 0);
+	ring_destroy(ring);
+}
+
+Test(ring, what_is_over_already_can_be_cancelled_before_it_is_told, .init = open_ring)
+{
+	struct noted noted = {.operation = {.done = note}};
+
+	ring_complete(ring, &noted.operation);
+	ring_cancel(ring, &noted.operation);
+	cr_assert_eq(noted.calls, 1);
+	cr_assert_eq(ring_wait(ring, 0), 0);
+	cr_assert_eq(noted.calls, 1);
+	ring_destroy(ring);
+}
+
+struct restless {
+	struct ring_operation operation;
+	unsigned left;
+};
+
+static void go_on(struct ring_operation *operation, int result, unsigned flags)
+{
+	struct restless *restless = (struct restless *)operation;
+
+	if (restless->left && --restless->left)
+		ring_complete(ring, operation);
+}
+
+Test(ring, who_always_has_something_to_tell_does_not_keep_others_from_it, .init = open_ring)
+{
+	struct noted noted = {.operation = {.done = note}};
+	struct restless restless = {.operation = {.done = go_on}, .left = 10000};
+	int fd = eventfd(1, EFD_CLOEXEC);
+	uint64_t value;
+
+	never_ready(&noted, fd, &value); /* that is ready */
+	cr_assert_eq(ring_submit(ring), 0);
+	ring_complete(ring, &restless.operation);
+	while (!noted.calls && restless.left)
+		cr_assert_gt(ring_wait(ring, -1), 0);
+	cr_assert_eq(noted.calls, 1);
+	cr_assert_gt(restless.left, 9000, "it took %u times", 10000 - restless.left);
+	while (restless.left)
+		ring_wait(ring, -1);
+	ring_destroy(ring);
+}
+
 Test(ring, more_operations_than_the_queues_hold_all_complete, .init = open_ring)
 {
 	enum { MANY = 1000 };
