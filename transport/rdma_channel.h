@@ -47,6 +47,13 @@ struct rdma_posted {
 	uint64_t cookie;   /* of a READ */
 };
 
+/* What the completion queue makes an event of. */
+enum rdma_armed {
+	RDMA_UNARMED,
+	RDMA_ARMED_MESSAGES, /* messages of the peer */
+	RDMA_ARMED_ALL,
+};
+
 #define RDMA_RECEIVE_ID (UINT64_C(1) << 63) /* the id of a receive; its slot below */
 #define RDMA_BATCH      16                  /* completions taken at once */
 
@@ -59,7 +66,7 @@ struct rdma_channel {
 	struct ibv_comp_channel *completions;
 	struct ibv_cq *queue;
 	unsigned unacknowledged; /* events of `completions` */
-	bool armed;
+	enum rdma_armed armed;
 	int shut_fd; /* an eventfd, written by channel_shutdown() */
 	bool dialed;
 	char name[2 * RESOLVE_TEXT + 8];

@@ -4,10 +4,15 @@
  *
  * All completions of a channel come through one queue. Of the requests only every eighth SEND asks
  * for a completion, and those that somebody waits for; each completion also tells that all requests
- * before it are done. A queue that is armed says once that it is no longer empty, by an event that
+ * before it are done. A queue that is armed says once that something was added, by an event that
  * can be polled for. So: when the event comes, the completions are taken and told of first (a guest
- * may be waiting), then the event is read; right before the ring sleeps the queue is armed again
- * and looked at once more, since what came in between makes no event.
+ * may be waiting), then the event is read; right before the ring sleeps the queue is looked at,
+ * armed, and looked at once more, since what came in between makes no event.
+ *
+ * While nothing is under way only a message of the peer makes an event (messages are all sent as
+ * solicited). A READ that is posted then and found complete before the ring sleeps, as a quick
+ * device or one in software has it, leaves the queue armed as it was: no event, nothing to read, no
+ * arming, and so no system call but those of posting.
  *
  * With `poll-us`, and while a READ is under way, the queue is looked at for that long before it is
  * armed: what comes in that time costs neither an event nor a system call. When that was in vain
@@ -158,17 +163,27 @@ static bool poll_for_a_while(struct rdma_channel *channel)
 	return false;
 }
 
+static int arm(struct rdma_channel *channel, enum rdma_armed what)
+{
+	if (ibv_req_notify_cq(channel->queue, what == RDMA_ARMED_MESSAGES))
+		return -EIO;
+	channel->armed = what;
+	return 0;
+}
+
 void rdma_events_arm(struct rdma_channel *channel)
 {
-	if (channel->armed)
-		return;
-	if (!poll_for_a_while(channel)) {
-		if (ibv_req_notify_cq(channel->queue, 0))
-			channel->doomed = -EIO;
-		channel->armed = true;
-		if (look(channel) < 0)
-			channel->doomed = -EIO;
+	int error = look(channel);
+	enum rdma_armed what = channel->posted_first == channel->posted_next ? RDMA_ARMED_MESSAGES
+									     : RDMA_ARMED_ALL;
+
+	if (!error && !channel->seen_count && channel->armed < what && !poll_for_a_while(channel)) {
+		error = arm(channel, what);
+		if (!error)
+			error = look(channel);
 	}
+	if (error)
+		channel->doomed = error;
 	if (channel->seen_count || channel->doomed)
 		rdma_events_again(channel);
 }
@@ -182,7 +197,7 @@ static bool read_event(struct rdma_channel *channel)
 	if (!channel->armed ||
 	    channel->library->verbs.get_cq_event(channel->completions, &queue, &context))
 		return false;
-	channel->armed = false;
+	channel->armed = RDMA_UNARMED;
 	channel->unacknowledged++;
 	return true;
 }
@@ -229,10 +244,8 @@ static void again_done(struct ring_operation *operation, int result, unsigned fl
 
 void rdma_events_again(struct rdma_channel *channel)
 {
-	if (channel->again.in_flight)
-		return;
-	struct io_uring_sqe *sqe = ring_prepare(channel->ring, &channel->again);
-	io_uring_prep_nop(sqe);
+	if (!channel->again.in_flight)
+		ring_complete(channel->ring, &channel->again);
 }
 
 /* --- The connection manager ---------------------------------------------------------- */
@@ -336,10 +349,10 @@ int rdma_events_settle(struct rdma_channel *channel, bool all, bool tell, unsign
 		uint64_t now = clock_ns();
 		if (now >= until)
 			return -ETIMEDOUT;
-		if (!channel->armed) {
-			if (ibv_req_notify_cq(channel->queue, 0))
-				return -EIO;
-			channel->armed = true;
+		if (channel->armed < RDMA_ARMED_ALL) {
+			error = arm(channel, RDMA_ARMED_ALL);
+			if (error)
+				return error;
 			continue;
 		}
 		if (poll(&ready, 1, (int)((until - now) / 1000000 + 1)) > 0)

@@ -55,7 +55,9 @@ static int post_message(struct rdma_channel *channel, const struct rdma_posted *
 		.imm_data = htobe32(channel->owed | flags),
 		.sg_list = piece,
 		.num_sge = piece->length ? 1 : 0,
-		.send_flags = piece->length <= channel->inline_bytes ? IBV_SEND_INLINE : 0,
+		/* Solicited: it makes an event at a peer that waits for nothing else. */
+		.send_flags = IBV_SEND_SOLICITED |
+			      (piece->length <= channel->inline_bytes ? IBV_SEND_INLINE : 0),
 	};
 	int result = rdma_post(channel, &request, posted, signaled);
 	if (!result)
