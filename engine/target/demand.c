@@ -2,9 +2,10 @@
 /*
  * Theory of operation
  *
- * A lone fault costs the thread four system calls: read() of the event (a short read says that
- * there are no more), io_uring_enter (sends FETCH, waits for the answer), COPY, WAKE. The idle wait
- * for the next event is a fifth, outside the latency.
+ * A lone fault costs the thread three system calls: read() of the event (a short read says that
+ * there are no more), io_uring_enter (sends FETCH, waits for the answer), COPY. Behind the latency
+ * come another read(), since whoever was woken may have faulted again, and the idle wait for the
+ * next event.
  *
  * The thread never waits for one page: it enters the fault in the request table and goes on. When
  * the table or the channel's queue is full, it stops reading events; the kernel keeps them.
@@ -218,8 +219,8 @@ static void take_page(struct demand *demand, size_t region, uint64_t page, const
 	if (!check_page(demand, request, bytes))
 		return;
 	if (bytes) {
-		result = install_pages(&shared->install, region, page, 1, bytes, &installed,
-				       &demand->counters);
+		result = install_own_page(&shared->install, region, page, bytes, &installed,
+					  &demand->counters);
 		counter_add(&demand->counters.demanded, installed);
 	} else {
 		result = install_zeros(&shared->install, region, page, 1, true, &installed,
@@ -227,6 +228,8 @@ static void take_page(struct demand *demand, size_t region, uint64_t page, const
 		counter_add(hole ? &demand->counters.hole : &demand->counters.zero, installed);
 	}
 	finish(demand, request, installed);
+	/* Whoever has the page now may already want the next one: looked for before sleeping. */
+	demand->readable = true;
 	if (result < 0)
 		session_wake(&shared->session);
 }

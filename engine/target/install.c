@@ -11,7 +11,9 @@
  *
  * After a page is visible, `present` is set and then the range is woken: COPY and CONTINUE wake
  * their waiters themselves, but a guest that gives the page back and touches it again before
- * `present` is set would find it "filling" and wait for a wake-up that had already happened.
+ * `present` is set would find it "filling" and wait for a wake-up that had already happened. Only
+ * the thread that reads the faults of a page could find that; where it is itself the one that
+ * installs the page, the fault is read after `present` was set, and needs no wake-up.
  *
  * EEXIST on a page that we hold the claim of means that somebody mapped it behind our back; what
  * the guest sees there is unknown. The claim is kept, `present` is never set, and the migration is
@@ -306,6 +308,36 @@ static unsigned step_from(const struct guest_region *region, uint64_t first, uin
 	return (unsigned)(step < count ? step : count);
 }
 
+/* A step of a run, without the WAKE. */
+static int install_step(struct install *install, size_t region_index, uint64_t first, unsigned step,
+			const uint8_t *bytes, uint64_t *installed, struct page_counters *counters)
+{
+	const struct guest_region *region = &install->memory->regions[region_index];
+	uint64_t word = first / 64;
+	uint64_t mask = bits_mask((unsigned)(first % 64), step);
+	uint64_t won = pagemap_claim(install->map, region_index, word, mask);
+	uint64_t rest = won;
+	int outcome = 0;
+
+	counter_add(&counters->duplicate, (uint64_t)__builtin_popcountll(mask & ~won));
+	for (struct bits_run run = bits_take_run(&rest); run.count; run = bits_take_run(&rest)) {
+		uint64_t page = word * 64 + run.first;
+		const uint8_t *from = bytes + (page - first) * region->page_bytes;
+		int result = is_in_file(install, region_index, page)
+				     ? place_by_write(install, region, page, run.count, from)
+				     : place_by_copy(install, region, page, run.count, from);
+		if (result < 0) {
+			if (result == -EEXIST)
+				counter_add(&counters->conflicts, 1);
+			outcome = give_up(install, result);
+			continue;
+		}
+		*installed += run.count;
+		set_present(install, region_index, word, bits_mask(run.first, run.count));
+	}
+	return outcome;
+}
+
 int install_pages(struct install *install, size_t region_index, uint64_t first, uint64_t count,
 		  const uint8_t *bytes, uint64_t *installed, struct page_counters *counters)
 {
@@ -314,29 +346,10 @@ int install_pages(struct install *install, size_t region_index, uint64_t first, 
 
 	while (count) {
 		unsigned step = step_from(region, first, count);
-		uint64_t word = first / 64;
-		uint64_t mask = bits_mask((unsigned)(first % 64), step);
-		uint64_t won = pagemap_claim(install->map, region_index, word, mask);
-		uint64_t rest = won;
-
-		counter_add(&counters->duplicate, (uint64_t)__builtin_popcountll(mask & ~won));
-		for (struct bits_run run = bits_take_run(&rest); run.count;
-		     run = bits_take_run(&rest)) {
-			uint64_t page = word * 64 + run.first;
-			const uint8_t *from = bytes + (page - first) * region->page_bytes;
-			int result =
-				is_in_file(install, region_index, page)
-					? place_by_write(install, region, page, run.count, from)
-					: place_by_copy(install, region, page, run.count, from);
-			if (result < 0) {
-				if (result == -EEXIST)
-					counter_add(&counters->conflicts, 1);
-				outcome = give_up(install, result);
-				continue;
-			}
-			*installed += run.count;
-			set_present(install, region_index, word, bits_mask(run.first, run.count));
-		}
+		int result = install_step(install, region_index, first, step, bytes, installed,
+					  counters);
+		if (result < 0)
+			outcome = result;
 		/* Also when everything was dropped: whoever waits for the reply that we drop must
 		 * look again. */
 		wake(install, region, first, step);
@@ -345,6 +358,17 @@ int install_pages(struct install *install, size_t region_index, uint64_t first, 
 		bytes += step * region->page_bytes;
 	}
 	return outcome;
+}
+
+int install_own_page(struct install *install, size_t region, uint64_t page, const uint8_t *bytes,
+		     uint64_t *installed, struct page_counters *counters)
+{
+	uint64_t before = *installed;
+	int result = install_step(install, region, page, 1, bytes, installed, counters);
+
+	if (*installed == before)
+		wake(install, &install->memory->regions[region], page, 1);
+	return result;
 }
 
 /* Makes what the file holds of the run disappear; nothing to do where it cannot hold any. */

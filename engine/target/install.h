@@ -61,8 +61,13 @@ static inline unsigned install_shard(const struct install *install,
 int install_pages(struct install *install, size_t region, uint64_t first, uint64_t count,
 		  const uint8_t *bytes, uint64_t *installed, struct page_counters *counters);
 
-/* The same for a run of zeros of any length. `now`: somebody waits, so place the zero page at once;
- * otherwise its first touch will. */
+/* The same for one page, by the one thread that reads the faults on it (of its shard): saves the
+ * WAKE behind what COPY or CONTINUE have woken. */
+int install_own_page(struct install *install, size_t region, uint64_t page, const uint8_t *bytes,
+		     uint64_t *installed, struct page_counters *counters);
+
+/* install_pages() for a run of zeros of any length. `now`: somebody waits, so place the zero page
+ * at once; otherwise its first touch will. */
 int install_zeros(struct install *install, size_t region, uint64_t first, uint64_t count, bool now,
 		  uint64_t *installed, struct page_counters *counters);
 

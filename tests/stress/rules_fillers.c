@@ -141,8 +141,8 @@ static void *handle_faults(void *argument)
 			case PAGE_ABSENT:
 				sched_yield(); /* the source is far away */
 				world_make(bytes, PAGE, page, DEMANDED);
-				must(install_pages(&world.shared.install, region, page, 1, bytes,
-						   &filler->installed, &filler->counters) == 0,
+				must(install_own_page(&world.shared.install, region, page, bytes,
+						      &filler->installed, &filler->counters) == 0,
 				     "a demanded page could not be installed");
 				break;
 			case PAGE_FILLING:

@@ -51,6 +51,17 @@ static uint64_t install_one(uint64_t page, uint64_t version)
 	return installed;
 }
 
+static uint64_t install_own(uint64_t page, uint64_t version)
+{
+	uint64_t installed = 0;
+
+	world_make(bytes, PAGE, page, version);
+	cr_assert_eq(install_own_page(&world.shared.install, 0, page, bytes, &installed,
+				      &world.counters),
+		     0);
+	return installed;
+}
+
 /* What the fault handler sees of the next fault. */
 static enum page_state look(uint64_t page)
 {
@@ -200,6 +211,31 @@ Test(rules, rule_4_without_the_wake_a_guest_that_discards_and_touches_again_hang
 	guest_join(&discard.guest);
 }
 
+/* As above, but nobody else reads the fault. */
+static void only_discard_and_touch(void *user, size_t region, uint64_t word, uint64_t mask)
+{
+	struct discard *discard = user;
+
+	(void)region, (void)word, (void)mask;
+	discard->called = true;
+	cr_assert_eq(madvise(world_at(&world, 0, 5), PAGE, MADV_REMOVE), 0);
+	guest_touch(&discard->guest, world_at(&world, 0, 5));
+	guest_await_asleep(&discard->guest);
+}
+
+Test(rules, rule_4_whoever_reads_the_faults_on_a_page_that_it_installs_needs_no_wake)
+{
+	struct discard discard = {.called = false};
+
+	install_hooks.before_present = only_discard_and_touch;
+	install_hooks.user = &discard;
+	install_hooks.no_wake = true;
+	cr_assert_eq(install_own(5, 1), 1);
+	cr_assert(discard.called);
+	world_serve_present(&world, 0, 5);
+	cr_assert_eq(guest_join(&discard.guest), 0);
+}
+
 static void tell_hole_under_a_waiter(struct guest *guest)
 {
 	uint64_t installed = 0;
@@ -280,7 +316,7 @@ Test(rules, rule_4_without_the_wake_a_guest_that_waits_on_a_released_claim_hangs
 	guest_join(&guest);
 }
 
-Test(rules, rule_4_dropping_a_reply_wakes_whoever_waits_for_it)
+static void drop_a_reply(uint64_t (*install)(uint64_t page, uint64_t version))
 {
 	struct guest guest;
 
@@ -291,9 +327,19 @@ Test(rules, rule_4_dropping_a_reply_wakes_whoever_waits_for_it)
 	cr_assert_eq(pagemap_claim(&world.shared.map, 0, 0, bit(2)), bit(2));
 	pagemap_set_present(&world.shared.map, 0, 0, bit(2));
 	expect_hang(&guest);
-	cr_assert_eq(install_one(2, 1), 0); /* dropped */
+	cr_assert_eq(install(2, 1), 0); /* dropped */
 	world_serve_present(&world, 0, 2);
 	cr_assert_eq(guest_join(&guest), 0);
+}
+
+Test(rules, rule_4_dropping_a_reply_wakes_whoever_waits_for_it)
+{
+	drop_a_reply(install_one);
+}
+
+Test(rules, rule_4_dropping_a_reply_of_its_own_wakes_too)
+{
+	drop_a_reply(install_own);
 }
 
 static void not_yet_present(void *user, size_t region, uint64_t word, uint64_t mask)
