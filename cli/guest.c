@@ -28,6 +28,7 @@ int guest_create(const struct guest_facts *facts, void **vm, struct jaunt_error 
 		.page_bytes = facts->page_bytes,
 		.workload = facts->workload,
 		.thread_backed = facts->thread_backed,
+		.tracking = facts->dirty_ring ? MICROVM_DIRTY_RING : MICROVM_DIRTY_LOG,
 	};
 	struct microvm *made = NULL;
 	int result = microvm_create(&made, &config, error);

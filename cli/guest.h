@@ -24,6 +24,7 @@ struct guest_facts {
 	uint64_t memory_bytes, page_bytes;
 	unsigned vcpus;
 	bool thread_backed; /* vCPUs are threads of this process, there is no KVM */
+	bool dirty_ring;    /* KVM notes writes in rings, not in a log */
 };
 
 /* The guest's word about itself. */

@@ -31,6 +31,10 @@ static const struct argp_option vm_options[] = {
 	 "Pages of the memory file; 2m takes them from the host's huge pages (default: 4k)", 0},
 	{"workload", COMMAND_KEY_WORKLOAD, "W[:KEY=VALUE,…]", 0,
 	 "What the guest does, see below (default: " VM_DEFAULT_WORKLOAD ")", 0},
+	{"dirty-tracking", COMMAND_KEY_DIRTY_TRACKING, "log|ring", 0,
+	 "How KVM notes which pages the guest writes, for modes that copy while it runs (default: "
+	 "log)",
+	 0},
 	{"thread-backed", COMMAND_KEY_THREAD_BACKED, NULL, 0,
 	 "Run the vCPUs as threads of this process, without KVM; for hosts that have none", 0},
 	{"json", COMMAND_KEY_JSON, NULL, 0,
@@ -75,6 +79,12 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 			command_usage(state, "this workload is too long a text");
 		snprintf(facts->workload, sizeof(facts->workload), "%s", argument);
 		break;
+	case COMMAND_KEY_DIRTY_TRACKING:
+		if (strcmp(argument, "log") != 0 && strcmp(argument, "ring") != 0)
+			command_usage(state, "writes are noted in a log or in a ring, not \"%s\"",
+				      argument);
+		facts->dirty_ring = strcmp(argument, "ring") == 0;
+		break;
 	case COMMAND_KEY_THREAD_BACKED:
 		facts->thread_backed = true;
 		break;
@@ -91,6 +101,9 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 	case ARGP_KEY_END:
 		if (!facts->name[0])
 			command_usage(state, "the VM needs a name, like `jaunt vm run web'");
+		if (facts->dirty_ring && facts->thread_backed)
+			command_usage(state, "a dirty ring is KVM's; a VM whose vCPUs are threads "
+					     "has none");
 		take_facts(state, facts);
 		break;
 	default:

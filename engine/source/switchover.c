@@ -136,8 +136,11 @@ void source_note_figures(struct source *source, const Jaunt__Progress *progress)
 	status->pages.discarded = progress->discarded;
 	status->pages.read = progress->read;
 	status->read_bytes = progress->read_bytes;
+	/* With digests what rounds brought becomes present one by one, too. */
 	eta_arrived(&source->eta, clock_ns() - source->base.started_ns,
-		    progress->zero + progress->pushed + progress->demanded, progress->missing);
+		    progress->zero + progress->pushed + progress->demanded +
+			    (source->shared.session.verify ? progress->copied : 0),
+		    progress->missing);
 	source->target_busy_ns = progress->busy_ns;
 	status->verified_pages = progress->verified;
 	status->mismatched_pages = progress->mismatched;

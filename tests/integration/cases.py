@@ -21,6 +21,7 @@ PRODUCT = {
     "fault_threads": (1, 2),
     "address": ("127.0.0.1", "[::1]"),
     "thread_backed": (False, True),
+    "tracker": ("best", "ring", "write-protect"),
 }
 
 
@@ -36,6 +37,7 @@ class Case:
     fault_threads: int = 1
     address: str = "127.0.0.1"
     thread_backed: bool = False
+    tracker: str = "best"
     memory_mib: int = 64
     working_set: int = 50
     rate: int = 0
@@ -47,7 +49,9 @@ class Case:
                    self.page_size, "--workload",
                    f"{self.workload}:ws={self.working_set}%,rate={self.rate},seed={self.seed},"
                    f"check={self.check}"]
-        return options + (["--thread-backed"] if self.thread_backed else [])
+        if self.thread_backed:
+            return options + ["--thread-backed"]
+        return options + (["--dirty-tracking", "ring"] if self.tracker == "ring" else [])
 
     def receive_options(self):
         options = ["--fault-threads", str(self.fault_threads)]
@@ -57,9 +61,15 @@ class Case:
         options = ["--mode", self.mode, "--streams", str(self.streams)]
         if self.verify:
             options.append("--verify")
+        if self.tracker not in ("best", "ring") and self.tracks():
+            options += ["--tracker", self.tracker]
         if self.pushed_later():
             options += ["--push", "off"]
         return options
+
+    def tracks(self):
+        """Modes with rounds."""
+        return self.mode in ("hybrid", "pre-copy", "auto")
 
     def pushed_later(self):
         """Only where the VM may run with pages missing, or nothing would bring them."""
@@ -73,7 +83,7 @@ class Case:
         words = [self.mode, self.workload, f"{self.vcpus} vCPU", self.page_size, f"{self.memory_mib} MiB",
                  f"{self.streams} stream", "verify" if self.verify else "no verify",
                  f"push {self.push}", f"{self.fault_threads} fault thread", self.address,
-                 "threads" if self.thread_backed else "kvm", f"ws {self.working_set}%",
+                 "threads" if self.thread_backed else "kvm", f"tracker {self.tracker}", f"ws {self.working_set}%",
                  f"rate {self.rate}", f"seed {self.seed}"]
         return ", ".join(words)
 
