@@ -49,10 +49,6 @@ class Reads(lab.Case):
     def test_a_stopped_guest_is_read_before_it_runs_there(self):
         self.check_figures(*self.migrate(mode="stop-and-copy", verify=True))
 
-    def test_what_rounds_left_is_read(self):
-        report, _ = self.migrate(mode="hybrid", verify=True)
-        self.assertGreater(report["pages"]["copied"], 0)
-
     def test_pages_that_the_guest_gave_back_are_not_read_from_what_was_registered(self):
         report, source = self.migrate(workload="discard", verify=True)
         self.assertEqual(report["mismatched_pages"], 0)
