@@ -163,6 +163,17 @@ void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t
 	atomic_fetch_add_explicit(&map->releases, 1, memory_order_release);
 }
 
+/* Behind the parts from this page on of which all is present: where nothing is outstanding, nothing
+ * is absent. */
+static uint64_t skip_complete(const struct pagemap_region *at, uint64_t page)
+{
+	while (page < at->pages && page % at->part_pages == 0 &&
+	       atomic_load_explicit(&at->outstanding[page / at->part_pages],
+				    memory_order_relaxed) == 0)
+		page += at->part_pages;
+	return page;
+}
+
 bool pagemap_find_absent(const struct pagemap *map, size_t region, uint64_t from, uint64_t end,
 			 uint64_t *first, uint64_t *count)
 {
@@ -171,7 +182,7 @@ bool pagemap_find_absent(const struct pagemap *map, size_t region, uint64_t from
 
 	if (end > at->pages)
 		end = at->pages;
-	while (page < end) {
+	while ((page = skip_complete(at, page)) < end) {
 		uint64_t claimed =
 			atomic_load_explicit(&at->claimed[page / 64], memory_order_relaxed);
 		uint64_t absent = ~claimed >> (page % 64);

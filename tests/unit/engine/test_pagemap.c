@@ -216,6 +216,26 @@ Test(pagemap, what_is_placed_before_the_epoch_is_present_and_what_is_stale_is_ab
 	pagemap_close(&map);
 }
 
+Test(pagemap, what_is_absent_behind_complete_parts_is_found)
+{
+	uint64_t part = PAGEMAP_PART_BYTES / 4096, first, count;
+
+	open_map(3 * part, 0);
+	for (uint64_t word = 0; word < 2 * part / 64; word++)
+		pagemap_place(&map, 0, word, ~UINT64_C(0));
+	cr_assert(pagemap_find_absent(&map, 0, 0, UINT64_MAX, &first, &count));
+	cr_assert_eq(first, 2 * part);
+	cr_assert_eq(count, part);
+	cr_assert_not(pagemap_find_absent(&map, 0, 0, 2 * part, &first, &count));
+	pagemap_stale(&map, 0, part / 64 + 1, 0x6);
+	cr_assert(pagemap_find_absent(&map, 0, 0, UINT64_MAX, &first, &count));
+	cr_assert_eq(first, part + 65);
+	cr_assert_eq(count, 2);
+	cr_assert(pagemap_find_absent(&map, 0, part + 66, UINT64_MAX, &first, &count));
+	cr_assert_eq(first, part + 66);
+	pagemap_close(&map);
+}
+
 Test(pagemap, a_part_is_complete_when_its_last_page_is_present)
 {
 	uint64_t part = PAGEMAP_PART_BYTES / 4096;
