@@ -198,6 +198,48 @@ def cancel(site, case, seconds):
     return True
 
 
+def _leg(site, case, holder, at, to, cancel_after):
+    """One of many moves, or an attempt that is cancelled on the way. (who has the VM then, its name)"""
+    target = site.receive(to, *case.receive_options(), host=case.address)
+    command = site.migrate(at, target.peer, *case.migrate_options())
+    if cancel_after is not None:
+        time.sleep(cancel_after)
+        site.run("cancel", at)
+    ended, report = command.wait(60), command.json()
+    if ended != migrating.DONE:
+        require(cancel_after is not None and report["result"] == "cancelled"
+                and report["vm_is_at"] == "source",
+                f"{at} to {to}: {report['result']}: {report['error']}")
+        target.wait(30)
+        return holder, at
+    check_completed(report, f"{at} to {to}", case.verify)
+    require(holder.wait() == migrating.DONE, f"{at} did not end with 0")
+    said = holder.json()
+    require(said["result"] == "moved" or said["onward"]["result"] == "completed",
+            f"{at} does not say that the VM has moved")
+    if case.workload != "idle":
+        site.until(to, lambda status: status["guest"]["operations_since_arrival"] > 0,
+                   f"the guest runs on at {to}")
+    return target, to
+
+
+def there_and_back(site, case, times, chance):
+    """The guest goes there and back so many times, each way in some mode, and now and then cancelled
+    first at some moment. Returns the last target's report."""
+    case = dataclasses.replace(case, push="on")
+    holder, at = site.vm("a", *case.guest_options()), "a"
+    site.until_working(at)
+    moves = tries = 0
+    while moves < 2 * times:
+        case = dataclasses.replace(case, mode=chance.choice(PRODUCT["mode"]))
+        cancel_after = chance.uniform(0, 0.15) if chance.random() < 0.2 else None
+        tries += 1
+        before = at
+        holder, at = _leg(site, case, holder, at, f"{'ba'[moves % 2]}{tries}", cancel_after)
+        moves += at != before
+    return finish(site, case, holder, at)
+
+
 def run(site, case, environment=None, cancel_after=None):
     """One migration from start to end, after one that is cancelled if so wanted. Raises
     migrating.Failure; returns the target's report."""
