@@ -4,13 +4,16 @@
 In every scenario what is compared alternates: a round measures each side once, and rounds follow
 each other, so that a machine that slows down for a while does it to both.
 """
+import json
 import os
-import statistics
 import time
 
-from . import machine, modes as every_mode
+from . import machine
+from .cells import modes
 from .commands import Failed, Migration
 from .figures import Figure
+from .far import far
+from .large import hybrid, terabyte
 from .machine import GIB, MIB
 from .qemu import qemu
 
@@ -22,8 +25,9 @@ FAULTS_END_S = 120
 class Bench:
   """What a scenario has to work with."""
 
-  def __init__(self, programs, runs, quick, say):
+  def __init__(self, programs, runs, quick, say, cells=None, series=None):
     self.programs, self.runs, self.quick, self.say = programs, runs, quick, say
+    self.chosen, self.series = cells, series
     self.figures = []
     self.reports = []  # everything that the programs reported, in order
 
@@ -43,12 +47,35 @@ class Bench:
     self.reports.append({'what': what, 'report': report})
     return report
 
+  def cells(self, all_cells):
+    """Those that were asked for (--cells), of a scenario whose cells are measured one by one."""
+    first, last = self.chosen or (1, len(all_cells))
+    return all_cells[first - 1:last]
+
+  def record(self, scenario, **figures):
+    """One run of a cell, kept in the file of the series (--series) if there is one."""
+    line = {'scenario': scenario, **figures}
+    self.keep('run', line)
+    if self.series:
+      with open(self.series, 'a', encoding='utf-8') as file:
+        file.write(json.dumps(line) + '\n')
+
+  def recorded(self, scenario):
+    """All runs so far: those of the series, else those of this call."""
+    lines = [kept['report'] for kept in self.reports if kept['what'] == 'run']
+    if self.series and os.path.exists(self.series):
+      with open(self.series, encoding='utf-8') as file:
+        lines = [json.loads(line) for line in file]
+    return [line for line in lines if line['scenario'] == scenario]
+
   def floor(self, name, *words):
     return self.keep('floor ' + name, self.programs.floor(name, *words))
 
   def migrate(self, memory, options=(), watch=None, **named):
     """A whole migration; `watch` is called while it runs. Returns the object with all it reported."""
     working_set = named.pop('working_set', memory // 2)
+    if '--mode' not in options:
+      options = ('--mode', 'post-copy', *options)
     with Migration(self.programs, memory, **named) as migration:
       migration.boot(int(working_set * POPULATED))
       migration.listen()
@@ -173,6 +200,21 @@ def push(bench):
     nice.add(jaunt['p99'], yielding['p99'])
     last.add(jaunt['p999'], floor['p999'])
     rate.add(migration.moved['throughput_bytes_per_s'] / 1e9, report['bulk_gb_per_s'])
+
+
+def cap(bench):
+  """Demand faults beside streams that are limited to 125 MB/s, beside those with nothing pushed."""
+  memory = (256 * MIB) if bench.quick else 512 * MIB
+  half = bench.figure('fault, streams at 125 MB/s: p50', 'us', floor='nothing pushed', most=1.5)
+  tail = bench.figure('fault, streams at 125 MB/s: p99', 'us', floor='nothing pushed', most=4)
+  rate = bench.figure('what streams and faults brought', 'MB/s')
+  for _ in bench.rounds(5):
+    idle = _touches(bench.migrate(memory, ('--push', 'off'), _until_demanded(memory // 2 // PAGE)))
+    migration = bench.migrate(memory, ('--bandwidth', '125MB/s'))
+    capped = _touches(migration)
+    half.add(capped['p50'], idle['p50'])
+    tail.add(capped['p99'], idle['p99'])
+    rate.add(migration.moved['throughput_bytes_per_s'] / 1e6)
 
 
 # --- Distance -------------------------------------------------------------------------------------
@@ -314,68 +356,11 @@ def install(bench):
 
 # Where a fault's latency is measured, the vCPUs keep to themselves: a stream on their CPU would
 # make a tail of whole time slices, the bare floor's even more than Jaunt's.
-PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'qemu': 'any'}
+PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'cap': 'apart', 'qemu': 'any'}
 
-# --- Modes ----------------------------------------------------------------------------------------
-
-
-def _cells(quick):
-  """Bytes of RAM, operations a second of the guest (0: as many as it can; each writes a page), and
-  bytes a second that the streams may send (0: no limit)."""
-  if quick:
-    return [(512 * MIB, 20000, 0)]
-  return [(memory, rate, bandwidth) for memory in (512 * MIB, 2 * GIB)
-          for rate in (5000, 50000, 0) for bandwidth in (125000000, 0)]
-
-
-def _cell_name(memory, rate, bandwidth):
-  return (f'{memory / GIB:g} GiB, {f"{rate * PAGE / 1e6:.0f} MB/s" if rate else "full rate"}, '
-          f'{f"{bandwidth / 1e6:.0f} MB/s" if bandwidth else "no limit"}')
-
-
-def _simulated(bench, memory, rate, bandwidth, runs_of):
-  """What the simulator expects of auto: the link as the measured stop-and-copy shows it."""
-  link = every_mode.median(runs_of['stop-and-copy'], 'payload') / (
-    every_mode.median(runs_of['stop-and-copy'], 'total') / 1e3)
-  usual = statistics.median(one.series.baseline() for runs in runs_of.values() for one in runs)
-  figures = {'ram': memory, 'data': memory // 2, 'working_set': memory // 2,
-             'dirty_rate': int((rate or usual * 1e3) * PAGE), 'bandwidth': int(link)}
-  if bandwidth:
-    figures['limit_bandwidth'] = bandwidth
-  return every_mode.simulate(bench.programs, **figures)
-
-
-def modes(bench):
-  """What each mode costs the guest, over cells of RAM, dirty rate and bandwidth; auto beside the best
-  fixed mode that keeps the downtime limit, and beside what the simulator expects of it."""
-  machine.require_memory(5 * GIB, 'guests of 2 GiB')
-  cells = _cells(bench.quick)
-  runs_of = {cell: {mode: [] for mode in every_mode.ALL} for cell in cells}
-  for _ in bench.rounds(5):
-    for cell in cells:
-      memory, rate, bandwidth = cell
-      options = ('--bandwidth', str(bandwidth)) if bandwidth else ()
-      for mode in every_mode.ALL:
-        bench.say(f'{_cell_name(*cell)}: {mode}')
-        one = every_mode.run(bench.programs, mode, memory, memory // 2, options,
-                             workload=f'random:ws=50%,rate={rate}')
-        runs_of[cell][mode].append(one)
-        bench.keep('mode', {'cell': _cell_name(*cell), **one.json()})
-  near = total = 0
-  for cell, of in runs_of.items():
-    print(f'  {_cell_name(*cell)}')
-    print('\n'.join('    ' + line for line in every_mode.table(of)))
-    fixed = [mode for mode in every_mode.FIXED
-             if every_mode.median(of[mode], 'downtime') <= every_mode.DOWNTIME_LIMIT_MS]
-    best = min(every_mode.median(of[mode], 'cost') for mode in fixed)
-    auto = every_mode.median(of['auto'], 'cost')
-    bench.figure(f'auto: cost, {_cell_name(*cell)}', 'ms', floor='best fixed mode').add(auto, best)
-    said = _simulated(bench, *cell, of)['auto']['cost_ms']
-    bench.figure(f'auto: cost simulated, {_cell_name(*cell)}', 'ms', floor='measured').add(said, auto)
-    total += 1
-    near += auto <= 1.1 * best
-  bench.figure('cells in which auto is within 10 % of the best', 'share', least=0.9).add(near / total)
-
+# Long, or of no migration with the default workload.
+ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', 'qemu')
 
 ALL = {scenario.__name__: scenario
-       for scenario in (downtime, fault, push, distance, bulk, memory, sparse, install, modes, qemu)}
+       for scenario in (downtime, fault, push, cap, distance, far, bulk, memory, sparse, terabyte,
+                        hybrid, install, modes, qemu)}

@@ -24,6 +24,7 @@ static const char help[] =
 	"  --working-set SIZE     what the guest writes again and again (default: half of the "
 	"data)\n"
 	"  --dirty-rate SIZE      bytes of pages that it writes a second (default 100M)\n"
+	"  --touches N            pages that it touches for each that it writes (default 2)\n"
 	"  --bandwidth SIZE       of the link, bytes a second (default 1250000000)\n"
 	"  --limit-bandwidth SIZE of the streams, bytes a second (default: none)\n"
 	"  --round-trip-us N      (default 100)\n"
@@ -70,6 +71,7 @@ enum {
 	DATA,
 	SET,
 	RATE,
+	TOUCHES,
 	BANDWIDTH,
 	CAP,
 	RTT,
@@ -91,6 +93,7 @@ static const struct option long_options[] = {
 	{"data", required_argument, NULL, DATA},
 	{"working-set", required_argument, NULL, SET},
 	{"dirty-rate", required_argument, NULL, RATE},
+	{"touches", required_argument, NULL, TOUCHES},
 	{"bandwidth", required_argument, NULL, BANDWIDTH},
 	{"limit-bandwidth", required_argument, NULL, CAP},
 	{"round-trip-us", required_argument, NULL, RTT},
@@ -125,6 +128,9 @@ static void take(struct options *options, int key)
 		break;
 	case RATE:
 		world->sets[0].rate = (double)program_bytes(optarg);
+		break;
+	case TOUCHES:
+		world->costs.touches = (double)program_count(optarg, 1);
 		break;
 	case BANDWIDTH:
 		world->bandwidth = (double)program_bytes(optarg);
