@@ -75,6 +75,8 @@ int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 			return link_why(&source->link, error);
 		if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
 			return error_set(error, ECANCELED, "cancelled", "cancelled");
+		if (process_check(&source->process, 0, error) < 0)
+			return -error->code;
 		if (!atomic_load(&source->shared.session.lost))
 			return 0;
 		/* A target that gives up says so and then closes its channels, but each is read by

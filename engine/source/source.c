@@ -28,8 +28,9 @@
 #include "engine/trace.h"
 #include "transport/ring.h"
 
-#define MS_NS   1000000u
-#define LOOK_NS 250000000 /* how often to look whether the target is alive */
+#define MS_NS    1000000u
+#define LOOK_NS  250000000 /* how often to look whether the target is alive */
+#define DEATH_MS 2000      /* how long a dying process may take to end */
 
 static int send_abort(struct source *source, const struct jaunt_error *why)
 {
@@ -106,7 +107,11 @@ static int run_here(struct source *source, struct jaunt_error *error)
 	source_stop(source);
 	source_unthrottle(source);
 	atomic_store(&source->shared.session.epoch, 0); /* nobody READs: it may give pages back */
-	if (source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0) {
+	bool stuck =
+		source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0;
+	if (process_check(&source->process, stuck ? DEATH_MS : 0, error) < 0)
+		return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+	if (stuck) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
 		*error = failed;
@@ -374,7 +379,9 @@ static int source_run(struct jaunt_migration *migration, struct jaunt_error *err
 		return migration_end(migration, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
 	}
 	session_set_owner(&source->shared.session, source->ring);
+	process_watch(&source->process, source->ops, source->vm, source->ring);
 	int outcome = move(source, error);
+	process_unwatch(&source->process);
 	source_disconnect(source);
 	source_untrack(source);
 	if (source->linked)

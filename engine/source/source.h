@@ -6,6 +6,7 @@
 #include "engine/inject.h"
 #include "engine/link.h"
 #include "engine/migration.h"
+#include "engine/process.h"
 #include "engine/source/digester.h"
 #include "engine/source/eta.h"
 #include "engine/source/expose.h"
@@ -27,6 +28,7 @@ struct source {
 
 	/* The thread in run() owns all of these. */
 	struct ring *ring;
+	struct process process;
 	struct link link;
 	bool linked;
 	bool same_clock;

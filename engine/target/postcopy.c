@@ -172,6 +172,20 @@ static void send_ping(struct target *target)
 		link_send(&target->link, &message);
 }
 
+/* What it had changed since the switch has gone with it. The source keeps what it was then, and
+ * says so as long as its operator has decided nothing. */
+static int vm_is_gone(struct target *target, struct jaunt_error *error)
+{
+	target_send_progress(target, false, error->reason);
+	target_stop_threads(target);
+	error_context(error,
+		      "the VM died here with %" PRIu64
+		      " pages missing; what it was at the switch is "
+		      "still at the source, where `jaunt resume VM --peer-fenced` runs it",
+		      pagemap_missing(&target->shared.map));
+	return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_UNKNOWN, error);
+}
+
 /* The operator gives the VM up with pages missing. The guest must not run on without a handler: it
  * would read zeros. A guest that cannot even be stopped keeps its handler, for as long as the
  * migration is not closed. */
@@ -207,6 +221,8 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 		if (result == 1)
 			control_free(message);
 		inject_kill(INJECT_KILL_POSTCOPY);
+		if (process_check(&target->process, 0, error) < 0)
+			return vm_is_gone(target, error);
 		look_around(target);
 		if (!target->link.closed && clock_ns() >= progress_ns) {
 			bool blocked = target->base.status.phase == JAUNT_PHASE_BLOCKED;

@@ -193,6 +193,8 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	target->shards = target->base.options.fault_threads;
 	result = create_vm(target, configure, error);
 	if (result == 0)
+		process_watch(&target->process, target->factory->ops, target->vm, target->ring);
+	if (result == 0)
 		result = open_memory(target, error);
 	if (result == 0 && (result = load_prepare(&target->load, target)) < 0)
 		error_set(error, -result, "start", "start a thread: %s", strerror(-result));

@@ -108,6 +108,7 @@ static int target_run(struct jaunt_migration *migration, struct jaunt_error *err
 	target_drop_link(target);
 	gate_close(&target->gate);
 	session_set_owner(&target->shared.session, NULL);
+	process_unwatch(&target->process);
 	if (target->ring)
 		ring_destroy(target->ring);
 	target->ring = NULL;

@@ -5,6 +5,7 @@
 
 #include "engine/link.h"
 #include "engine/migration.h"
+#include "engine/process.h"
 #include "engine/target/demand.h"
 #include "engine/target/fill.h"
 #include "engine/target/gate.h"
@@ -23,6 +24,7 @@ struct target {
 
 	/* The thread in run() owns all of these. */
 	struct ring *ring;
+	struct process process; /* of the VM, once it is made */
 	struct gate gate;
 	struct link link;
 	bool linked;

@@ -184,6 +184,8 @@ int target_look(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 		return link_why(&target->link, error);
 	if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
 		return error_set(error, ECANCELED, "cancelled", "cancelled here");
+	if (process_check(&target->process, 0, error) < 0)
+		return -error->code;
 	if (atomic_load(&target->shared.session.lost)) {
 		pthread_mutex_lock(&target->shared.session.mutex);
 		*error = target->shared.session.why;

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ends that a migration can come to by its operator's word or by the death of a QEMU: no command
+hangs, and each says what became of the guest."""
+
+import signal
+
+import lab
+import recovery
+from migrating import CANCELLED, DONE, FAILED, INCOMPLETE
+
+SLOW = ("--bandwidth", "20MB/s")  # so that rounds and the pushing last
+
+
+class Ends(lab.Case):
+    shape = lab.Shape(work_mib=64, devices=True)
+
+    def begin(self, *options, hold=None):
+        """(guest, target, receive, migrate)"""
+        guest = self.guest()
+        environment = {"JAUNT_INJECT": f"source.side.hold.{hold}"} if hold else None
+        parts = guest.begin(*options, environment=environment)
+        self.addCleanup(lambda: parts[0] is guest.here or parts[0].end())
+        return guest, *parts
+
+    def ends(self, process, code):
+        self.assertEqual(process.wait(30), code, process.transcript())
+        return process.json()
+
+    def says(self, guest, *words):
+        code, process = guest.site.run(*words)
+        self.assertEqual(code, DONE, process.transcript())
+
+    def goes_on(self, guest):
+        """Where it was, and it can be moved."""
+        before = guest.here.report()
+        guest.until_beats()
+        guest.works(before, guest.check())
+        guest.migrate("hybrid")
+
+    def test_interrupted_by_its_terminal_it_goes_on(self):
+        guest, _, receive, migrate = self.begin("--mode", "pre-copy", *SLOW)
+        recovery.until_phase(guest.site, guest.here.vm, "pre-copy")
+        migrate.signal(signal.SIGINT)
+        self.ends(migrate, CANCELLED)
+        self.ends(receive, CANCELLED)
+        self.goes_on(guest)
+
+    def test_cancelled_with_its_state_saved_it_goes_on(self):
+        guest, target, receive, migrate = self.begin("--mode", "post-copy", hold="switchover")
+        recovery.until_phase(guest.site, guest.here.vm, "switchover")
+        self.says(guest, "cancel", guest.here.vm)
+        self.assertEqual(self.ends(migrate, CANCELLED)["vm_is_at"], "source")
+        self.ends(receive, CANCELLED)
+        self.assertEqual(target.status(), "inmigrate")
+        self.goes_on(guest)
+
+    def test_switched_by_hand_it_moves_and_an_interrupt_comes_too_late(self):
+        guest, target, receive, migrate = self.begin("--mode", "hybrid", *SLOW)
+        recovery.until_phase(guest.site, guest.here.vm, "pre-copy")
+        self.says(guest, "switch", guest.here.vm)
+        recovery.until_phase(guest.site, guest.here.vm, "post-copy")
+        for _ in range(3):  # it is needed until every page has arrived
+            migrate.signal(signal.SIGINT)
+            migrate.signal(signal.SIGHUP)
+        migrate.line("too late to cancel")
+        self.assertTrue(migrate.running())
+        self.says(guest, "set", guest.here.vm, "bandwidth=none")
+        guest.finish(target, receive, migrate)
+        guest.check()
+
+    def test_the_targets_qemu_killed_when_it_has_loaded_the_guest(self):
+        guest, target, receive, migrate = self.begin("--mode", "post-copy", hold="before-commit")
+        recovery.until_phase(guest.site, guest.here.vm, "switchover")
+        target.monitor.event("MIGRATION", status="completed")
+        target.process.kill()
+        # The target is in doubt, whatever has become of its QEMU; the source decides.
+        self.says(guest, "cancel", guest.here.vm)
+        self.ends(migrate, CANCELLED)
+        receive.wait(30)
+        self.goes_on(guest)
+
+    def test_the_targets_qemu_killed_with_pages_missing(self):
+        guest, target, receive, migrate = self.begin("--mode", "post-copy", "--push", "off")
+        recovery.until_phase(guest.site, target.vm, "post-copy")
+        target.process.kill()
+        report = self.ends(receive, INCOMPLETE)
+        self.assertEqual(report["reason"], "vm-gone")
+        self.assertIn("died", report["error"])
+        recovery.until_phase(guest.site, guest.here.vm, "blocked")
+        self.assertNotEqual(guest.here.status(), "running")
+        self.says(guest, "resume", guest.here.vm, "--peer-fenced")
+        self.ends(migrate, FAILED)
+        self.assertEqual(guest.here.status(), "running")
+        self.assertEqual(guest.here.report("check")["memory"]["errors"], 0)
+        lab.end_guests()
+
+    def test_the_sources_qemu_killed_while_the_guest_stands_still(self):
+        guest, _, receive, migrate = self.begin("--mode", "pre-copy", hold="before-commit")
+        recovery.until_phase(guest.site, guest.here.vm, "switchover")
+        guest.here.process.kill()
+        self.assertEqual(self.ends(migrate, FAILED)["reason"], "vm-gone")
+        self.ends(receive, FAILED)
+        lab.end_guests()
