@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <semaphore.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -311,6 +312,45 @@ Test(expose, a_limit_is_named_and_what_fits_below_it_is_exposed)
 	cr_assert_eq(told_count, 3);
 	cr_assert(expose_why(&expose, &why));
 	cr_assert_str_eq(why.reason, "memory-lock");
+	close_memory();
+}
+
+Test(expose, holes_are_filled_only_as_far_as_there_is_memory_for_them)
+{
+	struct expose_figures figures;
+	struct jaunt_error why = {0};
+
+	open_memory(3 * BLOCK);
+	for (uint64_t block = 0; block < 3; block++) {
+		write_pages(block * BLOCK, 6, 1);
+		write_pages(block * BLOCK + 10, 6, 1); /* 4 pages of a hole in between */
+	}
+	cr_assert_eq(expose_open(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	expose.hole_room_bytes = 5 * PAGE; /* as a control group may limit it */
+	again();
+	cr_assert_eq(told_count, 1);
+	cr_assert(expose_why(&expose, &why));
+	cr_assert_str_eq(why.reason, "memory");
+	cr_assert(strstr(why.text, "control group"));
+	expose_figures(&expose, &figures);
+	cr_assert_eq(figures.hole_bytes, 4 * PAGE);
+	cr_assert_eq(figures.bytes, 16 * PAGE);
+	close_memory();
+}
+
+Test(expose, the_limit_of_locked_memory_is_named_before_anything_is_exposed)
+{
+	struct jaunt_error why = {0};
+
+	open_memory(2 * BLOCK);
+	write_pages(0, 2 * BLOCK, 1);
+	cr_assert_eq(expose_open(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	expose.room_bytes = BLOCK * PAGE;
+	again();
+	cr_assert_eq(told_count, 1);
+	cr_assert(expose_why(&expose, &why));
+	cr_assert_str_eq(why.reason, "memory-lock");
+	cr_assert(strstr(why.text, "LimitMEMLOCK"));
 	close_memory();
 }
 

@@ -22,7 +22,7 @@ APPLETS = ("awk", "cat", "chmod", "cut", "date", "dmesg", "echo", "free", "grep"
            "mkdir", "modprobe", "mount", "mv", "ping", "poweroff", "printf", "ps", "renice", "rm", "sed",
            "setsid", "sh", "sleep", "sort", "stty", "tail", "test", "timeout", "top", "touch", "true",
            "uname", "usleep", "vi", "wc")
-PROGRAMS = ("ip", "rdma", "ibv_devices", "ibv_devinfo", "rping", "strace")
+PROGRAMS = ("ip", "rdma", "ibv_devices", "ibv_devinfo", "rping", "setpriv", "strace")
 # Opened at run time, so that ldd does not see them.
 LIBRARIES = ("libibverbs.so.1", "librdmacm.so.1", "libgcc_s.so.1")
 PROVIDER = "librxe-rdmav34.so"
