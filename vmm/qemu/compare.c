@@ -145,6 +145,13 @@ static void compare_words(struct comparison *comparison, const char *item, const
 		     rule->may && !words.there.bytes, rule->advice);
 }
 
+static void compare_equal(struct comparison *comparison, const char *item, const struct rule *rule,
+			  const char *source, const char *here)
+{
+	if (!source || !here || strcmp(source, here) != 0)
+		tell(comparison, item, source, here, rule->may, rule->advice);
+}
+
 struct lines {
 	struct comparison *comparison;
 	const char *key;
@@ -159,12 +166,23 @@ static void visit_line(void *context, const char *name, const char *source, cons
 	if ((!source || !here) && lines->comparison->other_release)
 		return;
 	snprintf(item, sizeof(item), "%.250s: %.250s", lines->key, name);
-	compare_item(lines->comparison, item, source, here);
+	/* A line holds no more lines, whatever it looks like. */
+	if (rule_of(item)->how == HOW_LINES)
+		compare_equal(lines->comparison, item, rule_of(item), source, here);
+	else
+		compare_item(lines->comparison, item, source, here);
+}
+
+/* What something is, of all that there is to say about it. */
+static const char *summary(const char *value, char *type, size_t room)
+{
+	return facts_line(value, "type", type, room) ? type : value;
 }
 
 static void compare_lines(struct comparison *comparison, const char *key, const struct rule *rule,
 			  const char *source, const char *here)
 {
+	char source_type[SHOWN_MAX], here_type[SHOWN_MAX];
 	struct lines lines = {comparison, key};
 	struct pairs a, b;
 	int result = pairs_of_lines(&a, source);
@@ -174,7 +192,8 @@ static void compare_lines(struct comparison *comparison, const char *key, const 
 	else if (source && here)
 		pairs_walk(&a, &b, visit_line, &lines);
 	else
-		tell(comparison, key, source, here, rule->may, rule->advice);
+		tell(comparison, key, summary(source, source_type, sizeof(source_type)),
+		     summary(here, here_type, sizeof(here_type)), rule->may, rule->advice);
 	pairs_close(&a);
 	pairs_close(&b);
 }
@@ -306,8 +325,7 @@ static void compare_item(struct comparison *comparison, const char *item, const 
 
 	switch (rule->how) {
 	case HOW_EQUAL:
-		if (!source || !here || strcmp(source, here) != 0)
-			tell(comparison, item, source, here, rule->may, rule->advice);
+		compare_equal(comparison, item, rule, source, here);
 		break;
 	case HOW_LINES:
 		compare_lines(comparison, item, rule, source, here);

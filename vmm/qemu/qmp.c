@@ -176,6 +176,9 @@ static int next(struct qmp *qmp, json_t **message, uint64_t deadline_ns, struct 
 	}
 	size_t bytes = (size_t)(end - qmp->in);
 	*message = json_loadb(qmp->in, bytes, 0, &ignored);
+	/* QEMU tells unsigned numbers of 64 bits, and jansson takes signed ones. */
+	if (!*message)
+		*message = json_loadb(qmp->in, bytes, JSON_DECODE_INT_AS_REAL, &ignored);
 	qmp->bytes -= bytes + 1;
 	memmove(qmp->in, end + 1, qmp->bytes);
 	if (!json_is_object(*message)) {
@@ -220,8 +223,8 @@ static int answer_to(struct qmp *qmp, json_int_t id, json_t **answer, uint64_t d
 			keep_event(qmp, message);
 		} else {
 			json_t *number = json_object_get(message, "id");
-			if (json_is_integer(number)
-				    ? json_integer_value(number) == id
+			if (json_is_number(number)
+				    ? json_number_value(number) == (double)id
 				    : !number && json_object_get(message, "error")) {
 				*answer = message;
 				return 0;

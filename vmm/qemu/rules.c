@@ -5,6 +5,12 @@
 #include <stddef.h>
 
 #define SAME_OPTIONS "start both QEMUs with the same options"
+#define SAME_BLOCKS                                                                                \
+	"a ROM or a device's memory of another size: install the same firmware packages, or "      \
+	"start "                                                                                   \
+	"both with the same options"
+#define SAME_DEVICE "give both the same -device, with the same id"
+#define SAME_MEDIUM "insert the same medium, or eject it on both sides"
 
 /* The first that fits. */
 static const struct rule rules[] = {
@@ -43,21 +49,32 @@ static const struct rule rules[] = {
 	{"cpu", HOW_LINES, false, "give both the same -cpu"},
 	{"cpu: model-id", HOW_EQUAL, true, "a guest that reads its name again sees another"},
 	{"cpu: ucode-rev", HOW_EQUAL, true, "a guest may decide by it what to work around"},
+	{"cpu: tsc-frequency", HOW_EQUAL, true,
+	 "the guest's clock runs at another speed there, unless the target's processor scales it; "
+	 "give both -cpu …,tsc-frequency=HZ"},
+	{"cpu [0-9]*: *", HOW_EQUAL, false, "give both the same -smp"},
+	{"cpu [0-9]*", HOW_LINES, false, "give both the same -smp"},
 	{"cpu: *", HOW_EQUAL, false, "give both the same -cpu"},
 
 	{"memory size", HOW_EQUAL, false, "give both the same -m"},
+	{"memory device *: *", HOW_EQUAL, false, "plug the same memory into both"},
 	{"memory device *", HOW_LINES, false, "plug the same memory into both"},
 	{"memory block *: used", HOW_NOT, true, ""}, /* the target grows it, up to the total */
-	{"memory block *", HOW_LINES, false,
-	 "a ROM or a device's memory of another size: install the same firmware packages, or "
-	 "start both with the same options"},
+	{"memory block *: total", HOW_EQUAL, false, SAME_BLOCKS},
+	{"memory block *", HOW_LINES, false, SAME_BLOCKS},
 	{"memory file *: identity", HOW_APART, false,
 	 "give the target a mem-path of its own: it would overwrite the running guest's memory"},
-	{"memory file *: file", HOW_NOT, true, ""},
-	{"memory file *", HOW_LINES, false, "give both memory backends of the same ids and sizes"},
+	{"memory file *: bytes", HOW_EQUAL, false, "give both memory backends of the same sizes"},
+	{"memory file *: shared", HOW_EQUAL, false, "give both memory backends share=on"},
+	{"memory file *: *", HOW_NOT, true, ""},
+	{"memory file *", HOW_LINES, false, "give both memory backends of the same ids"},
 
 	{"board devices", HOW_WORDS, false, SAME_OPTIONS},
 	{"pci *", HOW_EQUAL, false, "plug the same devices into the same slots (addr=…)"},
+	/* QEMU guesses it from what is on the disk when it starts. */
+	{"device *: cyls", HOW_EQUAL, true, "set cyls, heads and secs of both devices"},
+	{"device *: heads", HOW_EQUAL, true, "set cyls, heads and secs of both devices"},
+	{"device *: secs", HOW_EQUAL, true, "set cyls, heads and secs of both devices"},
 	{"device *: bootindex", HOW_EQUAL, true, "of use at the guest's next start only"},
 	{"device *: romfile", HOW_EQUAL, true, "of use at the guest's next start only"},
 	{"device *: netdev", HOW_NOT, true, ""},
@@ -73,8 +90,10 @@ static const struct rule rules[] = {
 	{"device *: guest-stats-polling-interval", HOW_NOT, true, ""},
 	{"device *: features", HOW_WORDS, true,
 	 "the host's side of the device (tap, vhost, disk) offers other features"},
-	{"device *", HOW_LINES, false, "give both the same -device, with the same id"},
+	{"device *: *", HOW_EQUAL, false, SAME_DEVICE},
+	{"device *", HOW_LINES, false, SAME_DEVICE},
 
+	{"* *: direct I/O", HOW_NOT, true, ""},
 	{"disk *: image", HOW_STORAGE, false, ""},
 	{"disk *: backing *", HOW_STORAGE, false, ""},
 	{"medium *: image", HOW_STORAGE, true, ""},
@@ -83,9 +102,11 @@ static const struct rule rules[] = {
 	 "give both the same firmware and a file for its "
 	 "variables of the same size and format"},
 	{"flash *: backing *", HOW_FLASH, false, "give both the same firmware"},
-	{"medium *", HOW_LINES, true, "insert the same medium, or eject it on both sides"},
-	{"medium *: *", HOW_EQUAL, true, "insert the same medium, or eject it on both sides"},
+	{"medium *: *", HOW_EQUAL, true, SAME_MEDIUM},
+	{"medium *", HOW_LINES, true, SAME_MEDIUM},
+	{"disk *: *", HOW_EQUAL, false, "give both the same disks"},
 	{"disk *", HOW_LINES, false, "give both the same disks"},
+	{"flash *: *", HOW_EQUAL, false, "give both the same flash"},
 	{"flash *", HOW_LINES, false, "give both the same flash"},
 };
 
