@@ -127,10 +127,17 @@ static void destroy(void *context, void *vm)
 	qemu_factory.destroy((void *)&host->qemu->place, vm);
 }
 
+static size_t differences(void *context, const struct jaunt_difference **out)
+{
+	struct guest_host *host = context;
+	return qemu_factory.differences((void *)&host->qemu->place, out);
+}
+
 static const struct jaunt_vm_factory factory = {
 	.ops = &qemu_ops,
 	.create = create,
 	.destroy = destroy,
+	.differences = differences,
 };
 
 const struct guest_kind guest_qemu_kind = {

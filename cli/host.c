@@ -31,6 +31,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cli/explain.h"
+#include "cli/mismatch.h"
 #include "cli/notify.h"
 #include "cli/progress.h"
 #include "cli/snapshot.h"
@@ -257,6 +258,7 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 				  "migration", host_describe_migration(job, &status));
 	if (job_outgoing(job)) {
 		json_object_set_new(event, "decisions", explain_json(job_migration(job)));
+		json_object_set_new(event, "differences", mismatch_json(job_migration(job)));
 		end_outgoing(host, &status, outcome);
 	} else {
 		end_incoming(host, &status, outcome);

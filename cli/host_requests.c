@@ -4,7 +4,7 @@
  *
  *     {"command":"status"}
  *     {"command":"migrate","peer":…,"mode":…,"push":…,"streams":…,"bandwidth":…,"verify":…,
- *      "dry_run":…,"insecure":…,"trace":…,"peer_timeout_ms":…}
+ *      "dry_run":…,"insecure":…,"trace":…,"peer_timeout_ms":…,"allowed":[ITEM…]}
  *     {"command":"cancel"} {"command":"abandon"} {"command":"resume-fenced"}
  *     {"command":"set","push":true,"bandwidth":…,"downtime_limit_ms":…}  one or more of them
  *     {"command":"switch"}
@@ -58,9 +58,12 @@ static uint32_t limited(const json_t *request, const char *key)
 }
 
 /* The same limits as on the command line: a request may come from anything of the same user. */
-static int take_options(const json_t *request, struct jaunt_options *options,
+static int take_options(const json_t *request, struct jaunt_options *options, const char **allowed,
 			struct jaunt_error *error)
 {
+	const json_t *items = json_object_get(request, "allowed"), *item;
+	size_t i;
+
 	uint64_t streams = count_of(request, "streams", 0);
 	uint64_t timeout = count_of(request, "peer_timeout_ms", 0);
 
@@ -89,6 +92,11 @@ static int take_options(const json_t *request, struct jaunt_options *options,
 		options->streams = streams > 64 ? 65 : (unsigned)streams;
 	if (timeout)
 		options->peer_timeout_ms = timeout > 3600000 ? 3600000 : (uint32_t)timeout;
+	json_array_foreach ((json_t *)items, i, item) {
+		if (json_is_string(item) && options->allowed_count < JAUNT_MAX_ALLOWED)
+			allowed[options->allowed_count++] = json_string_value(item);
+	}
+	options->allowed = allowed;
 	if (!options->peer)
 		return error_set(error, EINVAL, "bad-request", "migrate: no peer was named");
 	if (options->streams > 64)
@@ -100,6 +108,7 @@ static int take_options(const json_t *request, struct jaunt_options *options,
 static void migrate(struct host *host, struct server_client *client, const json_t *request)
 {
 	struct jaunt_error error = {.code = 0};
+	const char *allowed[JAUNT_MAX_ALLOWED];
 	struct jaunt_options options;
 	struct jaunt_status status;
 
@@ -122,7 +131,7 @@ static void migrate(struct host *host, struct server_client *client, const json_
 		refuse(client, JAUNT_FAILED, &error);
 		return;
 	}
-	if (take_options(request, &options, &error)) {
+	if (take_options(request, &options, allowed, &error)) {
 		refuse(client, JAUNT_USAGE, &error);
 		return;
 	}

@@ -25,7 +25,8 @@ struct job {
 	const struct jaunt_vm_ops *ops;
 	void *vm;
 	struct jaunt_options options; /* strings are the job's own */
-	bool push;                    /* as set last */
+	char *allowed[JAUNT_MAX_ALLOWED];
+	bool push; /* as set last */
 	int wake_fd;
 	uint64_t started_ns;
 	pthread_t thread;
@@ -102,6 +103,8 @@ static void destroy(struct job *job)
 	free((char *)job->options.mode);
 	free((char *)job->options.trace_path);
 	free((char *)job->options.tracker);
+	for (size_t i = 0; i < job->options.allowed_count; i++)
+		free(job->allowed[i]);
 	free(job);
 }
 
@@ -119,6 +122,12 @@ static int create(struct job **out, const struct jaunt_options *options, int wak
 	job->options.mode = copy(options->mode);
 	job->options.trace_path = copy(options->trace_path);
 	job->options.tracker = copy(options->tracker);
+	/* Without memory less is allowed. */
+	job->options.allowed = (const char *const *)job->allowed;
+	job->options.allowed_count = 0;
+	for (size_t i = 0; i < options->allowed_count; i++)
+		if ((job->allowed[job->options.allowed_count] = copy(options->allowed[i])))
+			job->options.allowed_count++;
 	job->options.phase_changed = phase_changed;
 	job->options.context = job;
 	job->push = options->push;

@@ -27,6 +27,7 @@
 #include "base/error.h"
 #include "cli/client.h"
 #include "cli/explain.h"
+#include "cli/mismatch.h"
 #include "cli/outcome.h"
 #include "cli/owner.h"
 #include "cli/peer.h"
@@ -44,6 +45,7 @@ struct migrate_arguments {
 	struct peer peer;
 	const char *name;
 	char *trace;
+	const char *allowed[JAUNT_MAX_ALLOWED];
 	bool timeout_action;
 	bool json, explain;
 };
@@ -55,7 +57,7 @@ struct follower {
 	struct progress progress;
 	struct jaunt_status status; /* as heard last */
 	struct jaunt_error error;
-	json_t *decisions;
+	json_t *decisions, *differences;
 	int signal_fd;
 	bool push, dry_run;
 	bool cancel_asked, told_committed;
@@ -99,6 +101,10 @@ static const struct argp_option migrate_options[] = {
 	 0},
 	{"verify", COMMAND_KEY_VERIFY, NULL, 0,
 	 "Compare a digest of every page with the source before the guest sees it", 0},
+	{"allow-difference", COMMAND_KEY_ALLOW_DIFFERENCE, "ITEM", 0,
+	 "Move the VM although the one at the target differs in this ITEM, named as in the list of "
+	 "differences; may be given again. Items of which no difference is safe stay refused",
+	 0},
 	{"dry-run", COMMAND_KEY_DRY_RUN, NULL, 0,
 	 "Find out whether the target would take the VM; move nothing", 0},
 	{"trace", COMMAND_KEY_TRACE, "FILE", 0,
@@ -176,6 +182,13 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 	case COMMAND_KEY_VERIFY:
 		options->verify = true;
 		break;
+	case COMMAND_KEY_ALLOW_DIFFERENCE:
+		if (options->allowed_count == JAUNT_MAX_ALLOWED)
+			command_usage(state, "at most %d differences can be allowed",
+				      JAUNT_MAX_ALLOWED);
+		arguments->allowed[options->allowed_count++] = argument;
+		options->allowed = arguments->allowed;
+		break;
 	case COMMAND_KEY_DRY_RUN:
 		options->dry_run = true;
 		break;
@@ -247,6 +260,12 @@ static json_t *request_of(const struct jaunt_options *options)
 				   "total_weight", options->total_weight));
 	if (options->tracker)
 		json_object_set_new(request, "tracker", text_json(options->tracker));
+	if (options->allowed_count) {
+		json_t *items = json_array();
+		for (size_t i = 0; i < options->allowed_count; i++)
+			json_array_append_new(items, text_json(options->allowed[i]));
+		json_object_set_new(request, "allowed", items);
+	}
 	if (options->trace_path)
 		json_object_set_new(request, "trace", json_string(options->trace_path));
 	return request;
@@ -359,8 +378,10 @@ static enum jaunt_outcome follow(struct follower *follower)
 			progress_update(&follower->progress, &follower->status, follower->push,
 					clock_ns());
 		}
-		if (last)
+		if (last) {
 			follower->decisions = json_incref(json_object_get(event, "decisions"));
+			follower->differences = json_incref(json_object_get(event, "differences"));
+		}
 		json_decref(event);
 		if (last)
 			return outcome >= JAUNT_DONE && outcome <= JAUNT_UNKNOWN
@@ -455,14 +476,20 @@ int command_migrate(int argc, char **argv)
 		if (strcmp(follower.error.reason, "unknown-vm") == 0)
 			follower.status.vm_is_at = JAUNT_AT_UNKNOWN;
 	}
-	if (outcome != JAUNT_DONE && follower.status.error[0])
+	if (outcome != JAUNT_DONE && json_array_size(follower.differences)) {
+		command_complain("migrate", "the target refuses: the VM cannot move to the one "
+					    "that waits there:");
+		mismatch_print(stderr, follower.differences);
+	} else if (outcome != JAUNT_DONE && follower.status.error[0]) {
 		command_complain("migrate", follower.status.error);
+	}
 	if (arguments.explain && began)
 		explain_print(stdout, follower.decisions);
 	if (arguments.json) {
 		json_t *object = report_json("jaunt.migrate/1", &follower.status, outcome);
 		if (arguments.explain)
 			json_object_set(object, "decisions", follower.decisions);
+		json_object_set(object, "differences", follower.differences);
 		json_object_set_new(object, "name", text_json(arguments.name));
 		json_object_set_new(object, "dry_run", json_boolean(arguments.options.dry_run));
 		text_print_json(object);
@@ -473,6 +500,7 @@ int command_migrate(int argc, char **argv)
 	client_close(&follower.client);
 	owner_end(follower.owner);
 	json_decref(follower.decisions);
+	json_decref(follower.differences);
 	free(arguments.trace);
 	return (int)outcome;
 }

@@ -256,6 +256,7 @@ int command_receive(int argc, char **argv)
 	else
 		print_words(&host);
 	host_close(&host);
+	qemu_forget(&arguments.qemu.place);
 	free(arguments.trace);
 	return (int)outcome;
 }

@@ -158,7 +158,7 @@ static void tell_cpus(struct ask *asking)
 	json_t *cpus = ask(asking, "query-cpus-fast", NULL), *cpu;
 	size_t i;
 
-	facts_add(asking->facts, "cpu count", "%zu", json_array_size(cpus));
+	facts_add(asking->facts, "vcpus", "%zu", json_array_size(cpus));
 	json_array_foreach (cpus, i, cpu) {
 		const char *path = ask_text(cpu, "qom-path");
 		json_t *type = ask_property(asking, path, "type");

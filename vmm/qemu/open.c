@@ -12,6 +12,8 @@
 
 #include "base/error.h"
 #include "vmm/qemu/commit.h"
+#include "vmm/qemu/compare.h"
+#include "vmm/qemu/config.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
@@ -46,14 +48,9 @@ static int count_vcpus(struct qemu *vm, struct jaunt_error *error)
 static int learn_facts(struct qemu *vm, struct jaunt_error *error)
 {
 	struct qemu_facts *facts = &vm->facts;
-	unsigned version = qmp_version(vm->qmp);
 	int result =
 		text_of(vm, "query-name", NULL, "name", facts->name, sizeof(facts->name), error);
 
-	if (result == 0)
-		result = text_of(vm, "qom-get",
-				 json_pack("{s:s, s:s}", "path", "/machine", "property", "type"),
-				 NULL, vm->machine, sizeof(vm->machine), error);
 	if (result == 0)
 		result = count_vcpus(vm, error);
 	if (result)
@@ -63,12 +60,6 @@ static int learn_facts(struct qemu *vm, struct jaunt_error *error)
 		snprintf(facts->name, sizeof(facts->name), "%.*s", (int)sizeof(facts->name) - 1,
 			 slash ? slash + 1 : vm->place->monitor);
 	}
-	snprintf(vm->version, sizeof(vm->version), "%u.%u.%u", version / 10000, version / 100 % 100,
-		 version % 100);
-	snprintf(vm->vcpus, sizeof(vm->vcpus), "%u", facts->vcpus);
-	vm->properties[0] = (struct jaunt_property){"qemu", vm->version};
-	vm->properties[1] = (struct jaunt_property){"machine", vm->machine};
-	vm->properties[2] = (struct jaunt_property){"vcpus", vm->vcpus};
 	return 0;
 }
 
@@ -193,6 +184,7 @@ void qemu_close(struct qemu *vm)
 		settings_restore(&vm->settings, vm->qmp);
 	settings_forget(&vm->settings);
 	regions_close(&vm->regions);
+	facts_close(&vm->config);
 	attach_close(&vm->attach);
 	qmp_close(vm->qmp);
 	if (vm->pidfd >= 0)
@@ -259,6 +251,35 @@ static int match(const struct qemu *vm, const struct jaunt_description *wanted,
 	return 0;
 }
 
+/* The whole of both, item by item. */
+static int compare(struct qemu *vm, struct qemu_place *place,
+		   const struct jaunt_description *wanted, struct jaunt_error *error)
+{
+	if (!place->compared)
+		place->compared = calloc(1, sizeof(*place->compared));
+	if (!place->compared)
+		return error_set(error, ENOMEM, "no-memory", "out of memory");
+	compared_close(place->compared);
+	int result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
+	return result ? result : compare_facts(wanted, &vm->config, place->compared, error);
+}
+
+static size_t differences(void *context, const struct jaunt_difference **out)
+{
+	const struct qemu_place *place = context;
+
+	*out = place->compared ? place->compared->all : NULL;
+	return place->compared ? place->compared->count : 0;
+}
+
+void qemu_forget(struct qemu_place *place)
+{
+	if (place->compared)
+		compared_close(place->compared);
+	free(place->compared);
+	place->compared = NULL;
+}
+
 static int create(void *context, const struct jaunt_description *wanted, void **out,
 		  struct jaunt_error *error)
 {
@@ -267,7 +288,9 @@ static int create(void *context, const struct jaunt_description *wanted, void **
 
 	if (result)
 		return result;
-	result = match(vm, wanted, error);
+	result = compare(vm, context, wanted, error);
+	if (result == 0)
+		result = match(vm, wanted, error);
 	if (result == 0)
 		result = stream_offer(vm, error);
 	if (result)
@@ -297,6 +320,7 @@ const struct jaunt_vm_factory qemu_factory = {
 	.ops = &qemu_ops,
 	.create = create,
 	.destroy = destroy,
+	.differences = differences,
 };
 
 /* --- After a death -----------------------------------------------------------------------------

@@ -25,6 +25,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "vmm/qemu/commit.h"
+#include "vmm/qemu/config.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
@@ -71,10 +72,16 @@ static int describe(void *context, struct jaunt_description *out, struct jaunt_e
 {
 	struct qemu *vm = context;
 
-	(void)error;
+	/* Anew for each migration: devices come and go. At the target create() has done it. */
+	if (!vm->incoming) {
+		facts_close(&vm->config);
+		int result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
+		if (result)
+			return error_context(error, "qemu:%s", vm->place->monitor);
+	}
 	*out = (struct jaunt_description){.name = vm->facts.name,
-					  .properties = vm->properties,
-					  .property_count = 3,
+					  .properties = vm->config.all,
+					  .property_count = vm->config.count,
 					  .regions = vm->described,
 					  .region_count = vm->regions.count};
 	return 0;

@@ -12,6 +12,7 @@
 
 #include "jaunt.h"
 
+struct compared;
 struct qemu;
 
 /* Where a QEMU is, and what is remembered about it. The strings stay the caller's and must outlive
@@ -21,7 +22,10 @@ struct qemu_place {
 	/* The file that says, across the death of this process, that its guest was stopped for a
 	 * migration and whether it was committed (commit.h). NULL: nothing is kept. */
 	const char *record;
+	/* Why the factory refused last, item by item: its own, until qemu_forget(). */
+	struct compared *compared;
 };
+void qemu_forget(struct qemu_place *place);
 
 /* A QEMU whose guest runs, to be moved away. Changes nothing of the guest; QEMU's settings for its
  * own migration are changed, and put back by qemu_close(). Errors are those of qmp.h, attach.h and

@@ -223,9 +223,8 @@ static int answer_to(struct qmp *qmp, json_int_t id, json_t **answer, uint64_t d
 			keep_event(qmp, message);
 		} else {
 			json_t *number = json_object_get(message, "id");
-			if (json_is_number(number)
-				    ? json_number_value(number) == (double)id
-				    : !number && json_object_get(message, "error")) {
+			if (json_is_number(number) ? json_number_value(number) == (double)id
+						   : !number && json_object_get(message, "error")) {
 				*answer = message;
 				return 0;
 			}

@@ -43,7 +43,7 @@ static const struct rule rules[] = {
 	{"machine: *", HOW_EQUAL, false, SAME_OPTIONS},
 
 	{"cpu model", HOW_EQUAL, false, "give both the same -cpu"},
-	{"cpu count", HOW_EQUAL, false, "give both the same -smp"},
+	{"vcpus", HOW_EQUAL, false, "give both the same -smp"},
 	{"cpu flags", HOW_WORDS, true,
 	 "give both a -cpu that both hosts have all of: a named model instead of host or max"},
 	{"cpu", HOW_LINES, false, "give both the same -cpu"},

@@ -243,7 +243,9 @@ static void tell_regular_file(struct facts *facts, const char *key, const struct
 	if (!storage_mount(table, mount, path, &where))
 		return;
 	facts_add(facts, key, "filesystem=%s", where.type);
-	facts_add(facts, key, "server=%s", where.source);
+	/* A block device's name is each host's own. */
+	if (strncmp(where.source, "/dev/", 5) != 0)
+		facts_add(facts, key, "server=%s", where.source);
 	if (where.below[0])
 		facts_add(facts, key, "path in it=%s", where.below);
 }

@@ -4,6 +4,7 @@
 #define VMM_QEMU_VM_H
 
 #include "vmm/qemu/attach.h"
+#include "vmm/qemu/facts.h"
 #include "vmm/qemu/qemu.h"
 #include "vmm/qemu/qmp.h"
 #include "vmm/qemu/regions.h"
@@ -27,10 +28,8 @@ struct qemu {
 	int stream_fd;       /* our end of the channel for device state, -1: none is offered */
 	unsigned slots_used; /* of the agent's shelf, in this migration */
 
-	char version[32], machine[128];
 	struct qemu_facts facts;
-	struct jaunt_property properties[4];
-	char vcpus[16];
+	struct facts config;
 	struct jaunt_region described[REGIONS_MAX];
 };
 
