@@ -8,18 +8,24 @@
 
 #include "cli/client.h"
 #include "cli/guest.h"
+#include "base/error.h"
 #include "cli/identity.h"
+#include "cli/mismatch.h"
+#include "cli/owner.h"
 #include "cli/peer.h"
 #include "cli/runtime.h"
 #include "cli/text.h"
+#include "cli/vmname.h"
+#include "vmm/qemu/examine.h"
 
-#define DOCTOR_CHECKS     48
+#define DOCTOR_CHECKS     (48 + EXAMINE_MAX)
 #define DOCTOR_CONNECT_MS 5000
 
 struct doctor_arguments {
 	const char *name;
 	struct peer peer;
-	bool with_peer, json;
+	const char *peer_text;
+	bool with_peer, json, insecure;
 };
 
 static error_t parse(int key, char *argument, struct argp_state *state)
@@ -29,18 +35,21 @@ static error_t parse(int key, char *argument, struct argp_state *state)
 
 	if (key == COMMAND_KEY_JSON) {
 		arguments->json = true;
+	} else if (key == COMMAND_KEY_INSECURE) {
+		arguments->insecure = true;
 	} else if (key == ARGP_KEY_ARG) {
-		/* A name has no colon, an address has one. */
-		if (strchr(argument, ':')) {
+		/* A name has no colon but that of qemu:SOCKET, an address has one. */
+		if (strchr(argument, ':') && !vmname_monitor(argument)) {
 			if (arguments->with_peer)
 				command_usage(state, "one peer is enough; what is \"%s\"?",
 					      argument);
 			arguments->with_peer = true;
+			arguments->peer_text = argument;
 			peer_parse(&arguments->peer, argument, &error);
 		} else {
 			if (arguments->name)
 				command_usage(state, "one VM is enough; what is \"%s\"?", argument);
-			runtime_name_check(argument, &error);
+			vmname_check(argument, &error);
 			arguments->name = argument;
 		}
 	} else {
@@ -130,6 +139,77 @@ static void check_peer(struct findings *findings, const struct peer *peer)
 	add(findings, "peer", true, result, found, &error);
 }
 
+/* --- A QEMU ------------------------------------------------------------------------------------
+ */
+
+static void check_qemu(struct findings *findings, const char *name)
+{
+	struct jaunt_check checks[EXAMINE_MAX];
+	size_t count = examine_qemu(vmname_monitor(name), checks);
+
+	for (size_t i = 0; i < count && findings->count < DOCTOR_CHECKS; i++)
+		findings->checks[findings->count++] = checks[i];
+}
+
+/* Until its end; *differences is a new reference then, if there are any. */
+static enum jaunt_outcome follow(struct client *client, json_t **differences,
+				 struct jaunt_error *error)
+{
+	for (;;) {
+		json_t *event = NULL;
+		if (client_event(client, -1, -1, &event) < 0) {
+			error_set(error, ECONNRESET, "owner-gone", "the dry run ended early");
+			return JAUNT_FAILED;
+		}
+		const char *kind = json_string_value(json_object_get(event, "event"));
+		bool last = kind && strcmp(kind, "end") == 0;
+		if (last) {
+			const json_t *migration = json_object_get(event, "migration");
+			const char *text = json_string_value(json_object_get(migration, "error"));
+			const char *reason =
+				json_string_value(json_object_get(migration, "reason"));
+			json_int_t outcome = json_integer_value(json_object_get(event, "outcome"));
+			*differences = json_incref(json_object_get(event, "differences"));
+			if (outcome != JAUNT_DONE)
+				error_set(error, EINVAL, reason ? reason : "", "%s",
+					  text ? text : "");
+			json_decref(event);
+			return (enum jaunt_outcome)outcome;
+		}
+		json_decref(event);
+	}
+}
+
+/* What `jaunt migrate --dry-run` would find. */
+static void check_pair(struct findings *findings, const struct doctor_arguments *arguments,
+		       json_t **differences)
+{
+	struct jaunt_error error = {.code = 0};
+	struct client client = {.lines = {.fd = -1}};
+	struct owner *owner = NULL;
+	int result = owner_start(&owner, arguments->name, &error);
+
+	if (result == -EEXIST)
+		result = 0;
+	if (!result)
+		result = client_open(&client, arguments->name, &error);
+	if (!result && client_request(&client,
+				      json_pack("{s:s, s:o, s:b, s:b}", "command", "migrate",
+						"peer", text_json(arguments->peer_text), "dry_run",
+						1, "insecure", arguments->insecure),
+				      NULL, &error))
+		result = -EIO;
+	if (!result && follow(&client, differences, &error) != JAUNT_DONE)
+		result = -EIO;
+	client_close(&client);
+	owner_end(owner);
+	if (json_array_size(*differences))
+		error_set(&error, EINVAL, "configuration",
+			  "the VM that waits there does not match, in %zu items; see them below",
+			  json_array_size(*differences));
+	add(findings, "pair", true, result, "the VM that waits there can take it in", &error);
+}
+
 static void print_findings(const struct findings *findings)
 {
 	for (size_t i = 0; i < findings->count; i++) {
@@ -164,20 +244,27 @@ static json_t *findings_json(const struct findings *findings)
 int command_doctor(int argc, char **argv)
 {
 	static const struct argp_option options[] = {
-		{"json", COMMAND_KEY_JSON, NULL, 0, "One JSON object on stdout", 0}, {0}};
+		{"insecure", COMMAND_KEY_INSECURE, NULL, 0,
+		 "Compare with a PEER beyond loopback although nothing is encrypted yet", 0},
+		{"json", COMMAND_KEY_JSON, NULL, 0, "One JSON object on stdout", 0},
+		{0}};
 	static const struct argp argp = {
 		options,
 		parse,
-		"[VM] [PEER]",
+		"[VM|qemu:SOCKET] [PEER]",
 		"Finds out whether this host can take part in a migration, and says what to do if "
 		"not; "
-		"with VM, whether that VM could be moved now; with PEER, whether somebody listens "
-		"there."
-		"\vWhether a certain target would take a certain VM is for `jaunt migrate VM PEER "
-		"--dry-run' to find out.\n\n"
+		"with VM, a name or qemu:SOCKET, whether that VM could be moved now; with PEER, "
+		"whether "
+		"somebody listens there, and for a QEMU whether the one that waits there matches "
+		"it."
+		"\vWhether a certain target would take a VM of another kind is for `jaunt migrate "
+		"VM "
+		"PEER --dry-run' to find out.\n\n"
 		"Examples:\n"
 		"  jaunt doctor\n"
-		"  jaunt doctor web tcp:10.0.0.2\n\n"
+		"  jaunt doctor web tcp:10.0.0.2\n"
+		"  jaunt doctor qemu:/run/web.qmp tcp:10.0.0.2 --insecure\n\n"
 		"Exit codes: 0 all that is required is there; 1 something is missing; 2 usage.",
 		NULL,
 		NULL,
@@ -185,31 +272,44 @@ int command_doctor(int argc, char **argv)
 	struct doctor_arguments arguments = {.name = NULL};
 	struct jaunt_error error = {.code = 0};
 	struct findings findings;
+	json_t *differences = NULL;
 	size_t missing = 0;
 
 	argp_parse(&argp, argc, argv, 0, NULL, &arguments);
 	/* Room for our own is kept. */
-	findings.count = jaunt_doctor(findings.checks, DOCTOR_CHECKS - 8);
+	findings.count = jaunt_doctor(findings.checks, DOCTOR_CHECKS - EXAMINE_MAX - 8);
 	check_runtime(&findings);
 	/* Only the built-in VM needs it: an engine host for other VMMs is no patient. */
 	int result = guest_check_host(&error);
 	add(&findings, "built-in-vm", false, result, "a VM can be made with KVM", &error);
-	if (arguments.name)
+	bool is_qemu = arguments.name && vmname_monitor(arguments.name);
+	if (is_qemu)
+		check_qemu(&findings, arguments.name);
+	else if (arguments.name)
 		check_vm(&findings, arguments.name);
 	if (arguments.with_peer)
 		check_peer(&findings, &arguments.peer);
+	if (arguments.with_peer && is_qemu)
+		check_pair(&findings, &arguments, &differences);
 	for (size_t i = 0; i < findings.count; i++)
 		missing += findings.checks[i].required && !findings.checks[i].ok;
 	if (arguments.json) {
 		json_t *object = json_pack("{s:s, s:b, s:o}", "schema", "jaunt.doctor/1", "ok",
 					   missing == 0, "checks", findings_json(&findings));
 		identity_add(object);
+		if (differences)
+			json_object_set(object, "differences", differences);
 		text_print_json(object);
 	} else {
 		print_findings(&findings);
+		if (json_array_size(differences)) {
+			printf("\nWhere the two differ, and what cannot move:\n");
+			mismatch_print(stdout, differences);
+		}
 		if (missing)
 			printf("\n%zu of what is required %s missing.\n", missing,
 			       missing == 1 ? "is" : "are");
 	}
+	json_decref(differences);
 	return missing ? JAUNT_FAILED : JAUNT_DONE;
 }

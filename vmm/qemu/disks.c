@@ -163,8 +163,10 @@ static void tell_disk(struct ask *asking, const json_t *block)
 		return;
 	name_disk(&disk, block);
 	facts_add(asking->facts, disk.key, "%s", inserted ? "holds=an image" : "holds=nothing");
-	facts_add(asking->facts, disk.key, "access=%s",
-		  disk.read_only ? "read only" : "read and write");
+	/* Of a drive without a medium that means nothing, and with one it is the medium's. */
+	if (!json_is_true(json_object_get(block, "removable")))
+		facts_add(asking->facts, disk.key, "access=%s",
+			  disk.read_only ? "read only" : "read and write");
 	if (inserted)
 		facts_add(asking->facts, disk.key, "direct I/O=%s",
 			  json_is_true(json_object_get(cache, "direct")) ? "on" : "off");
