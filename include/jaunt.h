@@ -121,6 +121,10 @@ struct jaunt_vm_ops {
 	int (*userfaultfd)(void *vm, struct jaunt_error *error);
 	/* Optional, beside it: the process whose address space that is. NULL or 0: this one. */
 	int (*process)(void *vm);
+	/* Optional. Whether devices may write to a page long after they looked it up, past the page
+	 * tables (direct I/O): then who tracks from outside looks only while the VM is paused, and
+	 * pause() must wait for what is under way. NULL: none does. */
+	bool (*writes_late)(void *vm);
 
 	/* Dirty tracking, for modes that copy memory while the VM runs. Optional, all three or
 	 * none: the engine can track from outside where the kernel has what that takes. */

@@ -28,6 +28,8 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 			return result;
 	}
 	int result = tracker_start(source->tracker, error);
+	if (tracker_stands_still(source->tracker))
+		source->paused = true; /* as behind a collect */
 	if (result < 0)
 		return result;
 	atomic_store(&shared->tracking, true);

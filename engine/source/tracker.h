@@ -44,7 +44,7 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error);
 /* Marks in `dirty` what was written since the start or the last collect. `running` is false only
  * while every vCPU stands still: then it may be faster, and the next collect may tell the same. */
 int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *error);
-/* A collect failed and left the VM paused: it is to be resumed. */
+/* A start or a collect failed and left the VM paused: it is to be resumed. */
 bool tracker_stands_still(const struct tracker *tracker);
 /* The guest is as fast as before. Does nothing if it was not started. */
 void tracker_stop(struct tracker *tracker);

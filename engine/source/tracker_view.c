@@ -30,6 +30,27 @@ static int process_of(const struct tracker *tracker)
 	return tracker->ops->process ? tracker->ops->process(tracker->vm) : 0;
 }
 
+/* The VM stands still, and no device of it writes, while `look` does. */
+static int while_paused(struct tracker *tracker,
+			int (*look)(struct tracker *tracker, struct jaunt_error *error),
+			struct jaunt_error *error)
+{
+	uint64_t ignored;
+	struct jaunt_error failed = {0};
+	int result = tracker->ops->pause(tracker->vm, &ignored, error);
+
+	if (result == 0)
+		result = look(tracker, error);
+	/* Whether it could be paused or not, it is to run. */
+	int resumed = tracker->ops->resume(tracker->vm, &ignored, &failed);
+	tracker->stands_still = resumed < 0;
+	if (resumed < 0 && result == 0) {
+		result = resumed;
+		*error = failed;
+	}
+	return result;
+}
+
 /* --- Write-protection
  * ---------------------------------------------------------------------------- */
 
@@ -74,7 +95,7 @@ static int write_protect_open(struct tracker *tracker, struct jaunt_error *error
 	return 0;
 }
 
-static int write_protect_start(struct tracker *tracker, struct jaunt_error *error)
+static int protect_all(struct tracker *tracker, struct jaunt_error *error)
 {
 	for (size_t i = 0; i < tracker->memory->region_count; i++) {
 		int result = wp_start(&tracker->wp[i], error);
@@ -86,7 +107,7 @@ static int write_protect_start(struct tracker *tracker, struct jaunt_error *erro
 	return 0;
 }
 
-static int write_protect_collect(struct tracker *tracker, bool running, struct jaunt_error *error)
+static int collect_all(struct tracker *tracker, bool running, struct jaunt_error *error)
 {
 	for (size_t i = 0; i < tracker->memory->region_count; i++) {
 		struct emit_context to = {tracker->dirty, i};
@@ -95,6 +116,30 @@ static int write_protect_collect(struct tracker *tracker, bool running, struct j
 			return result;
 	}
 	return 0;
+}
+
+/* Paused for the look only: what is found is armed again. */
+static int collect_and_arm(struct tracker *tracker, struct jaunt_error *error)
+{
+	return collect_all(tracker, true, error);
+}
+
+/* A device that looked up a page before it was armed writes to it unseen. */
+static bool writes_late(const struct tracker *tracker)
+{
+	return tracker->ops->writes_late && tracker->ops->writes_late(tracker->vm);
+}
+
+static int write_protect_start(struct tracker *tracker, struct jaunt_error *error)
+{
+	return writes_late(tracker) ? while_paused(tracker, protect_all, error)
+				    : protect_all(tracker, error);
+}
+
+static int write_protect_collect(struct tracker *tracker, bool running, struct jaunt_error *error)
+{
+	return running && writes_late(tracker) ? while_paused(tracker, collect_and_arm, error)
+					       : collect_all(tracker, running, error);
 }
 
 static void write_protect_stop(struct tracker *tracker)
@@ -151,26 +196,15 @@ static int read_all(struct tracker *tracker, struct jaunt_error *error)
 
 /* There is no way to read and clear in one step: a write in between would be lost. So the VM stands
  * still in between. */
+static int read_and_clear(struct tracker *tracker, struct jaunt_error *error)
+{
+	int result = read_all(tracker, error);
+	return result ? result : soft_dirty_clear(&tracker->soft_dirty, error);
+}
+
 static int soft_dirty_collect(struct tracker *tracker, bool running, struct jaunt_error *error)
 {
-	uint64_t ignored;
-	struct jaunt_error failed = {0};
-
-	if (!running)
-		return read_all(tracker, error);
-	int result = tracker->ops->pause(tracker->vm, &ignored, error);
-	if (result == 0)
-		result = read_all(tracker, error);
-	if (result == 0)
-		result = soft_dirty_clear(&tracker->soft_dirty, error);
-	/* Whether it could be paused or not, it is to run. */
-	int resumed = tracker->ops->resume(tracker->vm, &ignored, &failed);
-	tracker->stands_still = resumed < 0;
-	if (resumed < 0 && result == 0) {
-		result = resumed;
-		*error = failed;
-	}
-	return result;
+	return running ? while_paused(tracker, read_and_clear, error) : read_all(tracker, error);
 }
 
 static void soft_dirty_stop(struct tracker *tracker)

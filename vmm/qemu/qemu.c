@@ -263,6 +263,19 @@ static int process(void *context)
 	return (int)qmp_process(vm->qmp);
 }
 
+/* A disk with direct I/O writes to the pages that it pinned when the request was made. */
+static bool writes_late(void *context)
+{
+	const struct qemu *vm = context;
+	char direct[8];
+
+	for (size_t i = 0; i < vm->config.count; i++)
+		if (facts_line(vm->config.all[i].value, "direct I/O", direct, sizeof(direct)) &&
+		    strcmp(direct, "off") != 0)
+			return true;
+	return false;
+}
+
 static void report_to(void *context, struct jaunt_migration *migration)
 {
 	struct qemu *vm = context;
@@ -282,5 +295,6 @@ const struct jaunt_vm_ops qemu_ops = {
 	.committed = committed,
 	.userfaultfd = userfaultfd,
 	.process = process,
+	.writes_late = writes_late,
 	.report_to = report_to,
 };
