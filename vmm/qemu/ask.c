@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -32,6 +33,38 @@ json_t *ask_property(struct ask *asking, const char *path, const char *name)
 json_t *ask_list(struct ask *asking, const char *path)
 {
 	return ask(asking, "qom-list", json_pack("{s:s}", "path", path));
+}
+
+void ask_each(struct ask *asking, const char *path,
+	      bool (*wanted)(const char *name, const char *type),
+	      void (*take)(void *context, const char *name, const json_t *value), void *context)
+{
+	json_t *list = ask_list(asking, path), *one;
+	size_t room = json_array_size(list) + 1, count = 0, i;
+	const char **names = calloc(room, sizeof(*names));
+	json_t **arguments = calloc(room, sizeof(json_t *));
+	json_t **values = calloc(room, sizeof(json_t *));
+
+	json_array_foreach (list, i, one) {
+		const char *name = ask_text(one, "name");
+		if (!names || !arguments || !values || !wanted(name, ask_text(one, "type")))
+			continue;
+		names[count] = name;
+		arguments[count++] = json_pack("{s:s, s:s}", "path", path, "property", name);
+	}
+	if (names && arguments && values && !asking->result)
+		asking->result = qmp_execute_each(asking->qmp, "qom-get", arguments, count,
+						  asking->timeout_ms, values, asking->error);
+	asking->facts->lost |= !names || !arguments || !values;
+	for (i = 0; i < count; i++) {
+		if (values[i])
+			take(context, names[i], values[i]);
+		json_decref(values[i]);
+	}
+	free(names);
+	free(arguments);
+	free(values);
+	json_decref(list);
 }
 
 const char *ask_text(const json_t *object, const char *member)

@@ -63,50 +63,43 @@ static void tell_qemu(struct ask *asking)
  */
 
 /* Members of a property that is an object, a line each. */
-static void tell_members(struct ask *asking, const char *key, const char *name, json_t *object)
+static void tell_members(struct ask *asking, const char *key, const char *name,
+			 const json_t *object)
 {
 	const char *member;
 	json_t *value;
 	char text[512];
 
-	json_object_foreach (object, member, value) {
+	json_object_foreach ((json_t *)object, member, value) {
 		if (ask_scalar(value, text, sizeof(text)))
 			facts_add(asking->facts, key, "%s %s=%s", name, member, text);
 	}
 }
 
-static void tell_machine(struct ask *asking)
+static bool is_of_machine(const char *name, const char *type)
 {
-	json_t *list = ask_list(asking, "/machine"), *one;
-	char text[4096];
-	size_t i;
+	return devices_is_plain(type) || strstr(type, "Configuration");
+}
 
-	json_array_foreach (list, i, one) {
-		const char *name = ask_text(one, "name");
-		if (!devices_is_plain(ask_text(one, "type")) &&
-		    !strstr(ask_text(one, "type"), "Configuration"))
-			continue;
-		json_t *value = ask_property(asking, "/machine", name);
-		if (strcmp(name, "type") == 0)
-			facts_add(asking->facts, "machine type", "%.*s",
-				  (int)strcspn(json_string_value(value) ? json_string_value(value)
-									: "",
-					       " "),
-				  json_string_value(value) ? json_string_value(value) : "");
-		else if (json_is_object(value))
-			tell_members(asking, "machine", name, value);
-		else if (ask_scalar(value, text, sizeof(text)))
-			facts_add(asking->facts, "machine", "%s=%s", name, text);
-		json_decref(value);
-	}
-	json_decref(list);
+static void take_of_machine(void *context, const char *name, const json_t *value)
+{
+	struct ask *asking = context;
+	const char *string = json_string_value(value);
+	char text[4096];
+
+	if (strcmp(name, "type") == 0 && string)
+		facts_add(asking->facts, "machine type", "%s", string);
+	else if (json_is_object(value))
+		tell_members(asking, "machine", name, value);
+	else if (ask_scalar(value, text, sizeof(text)))
+		facts_add(asking->facts, "machine", "%s=%s", name, text);
 }
 
 /* --- Processors ---------------------------------------------------------------------------------
  */
 
-/* What belongs to one processor and not to the model, or to nobody. */
-static bool is_of_one(const char *name)
+/* What belongs to the model, and neither to one processor nor to nobody. */
+static bool is_of_model(const char *name, const char *type)
 {
 	static const char *const names[] = {"type",
 					    "realized",
@@ -127,30 +120,39 @@ static bool is_of_one(const char *name)
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(name, names[i]) == 0)
-			return true;
-	return false;
+			return false;
+	return devices_is_plain(type);
 }
 
-/* The model as the first processor has it: a word for each flag that is on, and the rest. */
+struct model {
+	struct facts *facts;
+	char flags[FACTS_VALUE_MAX - 1];
+	size_t used;
+};
+
+/* A word for each flag that is on, and the rest as it is. */
+static void take_of_model(void *context, const char *name, const json_t *value)
+{
+	struct model *model = context;
+	size_t left = sizeof(model->flags) - model->used;
+	char text[512];
+
+	if (json_is_true(value) && strlen(name) + 2 < left)
+		model->used += (size_t)snprintf(model->flags + model->used, left, "%s%s",
+						model->used ? " " : "", name);
+	else if (!json_is_boolean(value) && ask_scalar(value, text, sizeof(text)))
+		facts_add(model->facts, "cpu", "%s=%s", name, text);
+	else if (json_is_true(value))
+		model->facts->lost = true;
+}
+
+/* The model as the first processor has it. */
 static void tell_model(struct ask *asking, const char *path)
 {
-	json_t *list = ask_list(asking, path), *one;
-	char flags[FACTS_VALUE_MAX - 1] = "", text[512];
-	size_t i, used = 0;
+	struct model model = {.facts = asking->facts};
 
-	json_array_foreach (list, i, one) {
-		const char *name = ask_text(one, "name"), *type = ask_text(one, "type");
-		if (is_of_one(name) || !devices_is_plain(type))
-			continue;
-		json_t *value = ask_property(asking, path, name);
-		if (json_is_true(value) && used + strlen(name) + 2 < sizeof(flags))
-			used += (size_t)sprintf(flags + used, "%s%s", used ? " " : "", name);
-		else if (!json_is_boolean(value) && ask_scalar(value, text, sizeof(text)))
-			facts_add(asking->facts, "cpu", "%s=%s", name, text);
-		json_decref(value);
-	}
-	facts_add(asking->facts, "cpu flags", "%s", flags);
-	json_decref(list);
+	ask_each(asking, path, is_of_model, take_of_model, &model);
+	facts_add(asking->facts, "cpu flags", "%s", model.flags);
 }
 
 static void tell_cpus(struct ask *asking)
@@ -277,7 +279,7 @@ int config_collect(struct facts *facts, struct qmp *qmp, unsigned timeout_ms,
 	facts_add(facts, "facts", FACTS_VERSION);
 	tell_host(facts);
 	tell_qemu(&asking);
-	tell_machine(&asking);
+	ask_each(&asking, "/machine", is_of_machine, take_of_machine, &asking);
 	tell_cpus(&asking);
 	tell_memory(&asking);
 	devices_tell(&asking);

@@ -147,27 +147,35 @@ static void tell_features(struct ask *asking, const char *key, const char *path)
 	json_decref(status);
 }
 
+struct device {
+	struct facts *facts;
+	char key[FACTS_KEY_MAX];
+};
+
+static bool is_of_device(const char *name, const char *type)
+{
+	return devices_is_plain(type) && !is_of_its_life(name);
+}
+
+static void take_of_device(void *context, const char *name, const json_t *value)
+{
+	struct device *device = context;
+	char text[1024];
+
+	if (ask_scalar(value, text, sizeof(text)))
+		facts_add(device->facts, device->key, "%s=%s", name, text);
+}
+
 static void tell_device(struct ask *asking, const char *name, const char *type, const char *path)
 {
-	json_t *list = ask_list(asking, path), *one;
-	char key[FACTS_KEY_MAX], text[1024];
-	size_t i;
+	struct device device = {.facts = asking->facts};
 
-	snprintf(key, sizeof(key), "device %s", name);
-	facts_add(asking->facts, key, "type=%s", type);
-	tell_bus(asking, key, path);
-	json_array_foreach (list, i, one) {
-		const char *property = ask_text(one, "name");
-		if (is_of_its_life(property) || !devices_is_plain(ask_text(one, "type")))
-			continue;
-		json_t *value = ask_property(asking, path, property);
-		if (ask_scalar(value, text, sizeof(text)))
-			facts_add(asking->facts, key, "%s=%s", property, text);
-		json_decref(value);
-	}
-	json_decref(list);
+	snprintf(device.key, sizeof(device.key), "device %s", name);
+	facts_add(asking->facts, device.key, "type=%s", type);
+	tell_bus(asking, device.key, path);
+	ask_each(asking, path, is_of_device, take_of_device, &device);
 	if (strstr(type, "virtio"))
-		tell_features(asking, key, path);
+		tell_features(asking, device.key, path);
 }
 
 /* --- Those that come with the machine -----------------------------------------------------------

@@ -25,6 +25,7 @@
 #include "base/error.h"
 
 #define ROOM_FIRST (64u << 10)
+#define AHEAD      16 /* commands that QEMU has and has not answered */
 
 struct qmp {
 	int fd;
@@ -254,32 +255,44 @@ static int outcome(struct qmp *qmp, json_t *answer, json_t **result, struct jaun
 	return 0;
 }
 
-static int execute(struct qmp *qmp, const char *command, json_t *arguments, int passed,
-		   uint64_t deadline_ns, json_t **result, struct jaunt_error *error)
+/* Takes the reference to `arguments`. */
+static int request(struct qmp *qmp, const char *command, json_t *arguments, int passed,
+		   uint64_t deadline_ns, struct jaunt_error *error)
 {
-	json_int_t id = ++qmp->last_id;
-	json_t *request =
-		json_pack("{s:s, s:I, s:o*}", "execute", command, "id", id, "arguments", arguments);
-	char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
-	json_t *answer = NULL;
-	int status;
+	json_t *whole = json_pack("{s:s, s:I, s:o*}", "execute", command, "id", ++qmp->last_id,
+				  "arguments", arguments);
+	char *text = whole ? json_dumps(whole, JSON_COMPACT) : NULL;
 
-	json_decref(request);
+	json_decref(whole);
 	if (!text)
 		return error_set(error, ENOMEM, "no-memory", "no memory for a command");
 	/* The end of the line in place of the string's. */
 	size_t bytes = strlen(text);
 	text[bytes] = '\n';
-	status = qmp->broken ? gone(qmp, error)
-			     : write_all(qmp, text, bytes + 1, passed, deadline_ns, error);
+	int status = qmp->broken ? gone(qmp, error)
+				 : write_all(qmp, text, bytes + 1, passed, deadline_ns, error);
 	free(text);
-	if (status == 0)
-		status = answer_to(qmp, id, &answer, deadline_ns, error);
+	return status;
+}
+
+static int result_of(struct qmp *qmp, json_int_t id, uint64_t deadline_ns, json_t **result,
+		     struct jaunt_error *error)
+{
+	json_t *answer = NULL;
+	int status = answer_to(qmp, id, &answer, deadline_ns, error);
+
 	if (status)
 		return status;
 	status = outcome(qmp, answer, result, error);
 	json_decref(answer);
 	return status;
+}
+
+static int execute(struct qmp *qmp, const char *command, json_t *arguments, int passed,
+		   uint64_t deadline_ns, json_t **result, struct jaunt_error *error)
+{
+	int status = request(qmp, command, arguments, passed, deadline_ns, error);
+	return status ? status : result_of(qmp, qmp->last_id, deadline_ns, result, error);
 }
 
 static uint64_t deadline_in(unsigned timeout_ms)
@@ -294,6 +307,36 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigne
 
 	if (status)
 		error_context(error, "QEMU: %s", command);
+	return status;
+}
+
+int qmp_execute_each(struct qmp *qmp, const char *command, json_t **arguments, size_t count,
+		     unsigned timeout_ms, json_t **results, struct jaunt_error *error)
+{
+	json_int_t first = qmp->last_id + 1;
+	size_t sent = 0, done = 0;
+	int status = 0;
+
+	memset(results, 0, count * sizeof(*results));
+	while (done < count && !status) {
+		while (sent < count && sent < done + AHEAD && !status) {
+			status = request(qmp, command, arguments[sent], -1, deadline_in(timeout_ms),
+					 error);
+			arguments[sent++] = NULL;
+		}
+		if (!status)
+			status = result_of(qmp, first + (json_int_t)done, deadline_in(timeout_ms),
+					   &results[done], error);
+		if (status == -EINVAL || status == -ENOSYS)
+			status = 0;
+		done++;
+	}
+	for (; sent < count; sent++)
+		json_decref(arguments[sent]);
+	if (status)
+		error_context(error, "QEMU: %s", command);
+	else
+		error_clear(error);
 	return status;
 }
 

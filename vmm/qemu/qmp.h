@@ -42,6 +42,11 @@ int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigne
 int qmp_pass(struct qmp *qmp, const char *name, int fd, unsigned timeout_ms,
 	     struct jaunt_error *error);
 
+/* The same command `count` times over without waiting for each answer; takes all references. What
+ * QEMU refuses has the result NULL and is no error. `timeout_ms` is for each. */
+int qmp_execute_each(struct qmp *qmp, const char *command, json_t **arguments, size_t count,
+		     unsigned timeout_ms, json_t **results, struct jaunt_error *error);
+
 /* The oldest event of that name that was not taken yet, waiting for one if there is none. A new
  * reference to the whole of it, with "data" and "timestamp", goes to *event unless that is NULL. */
 int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,

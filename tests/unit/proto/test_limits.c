@@ -102,6 +102,49 @@ Test(control_limits, counts_of_regions_and_properties_are_bounded)
 	cr_expect(refused(&c.control));
 }
 
+Test(control_limits, allowed_and_told_differences_are_bounded)
+{
+	static Jaunt__Difference one, *list[CONTROL_ITEMS_MAX + 1];
+	static char *items[JAUNT_MAX_ALLOWED + 1], large[CONTROL_STRING_MAX + 2];
+	Jaunt__Control in = JAUNT__CONTROL__INIT;
+	Jaunt__Refused refusal = JAUNT__REFUSED__INIT;
+	struct configuration c;
+
+	memset(large, 'x', sizeof(large) - 1);
+	configuration_init(&c);
+	for (size_t i = 0; i <= JAUNT_MAX_ALLOWED; i++)
+		items[i] = TEXT("uuid");
+	c.configure.allowed = items;
+	c.configure.n_allowed = JAUNT_MAX_ALLOWED;
+	cr_expect(accepted(&c.control));
+	c.configure.n_allowed = JAUNT_MAX_ALLOWED + 1;
+	cr_expect(refused(&c.control));
+	c.configure.n_allowed = 1;
+	items[0] = large;
+	cr_expect(refused(&c.control));
+
+	jaunt__difference__init(&one);
+	for (size_t i = 0; i <= CONTROL_ITEMS_MAX; i++)
+		list[i] = &one;
+	in.message_case = JAUNT__CONTROL__MESSAGE_REFUSED;
+	in.refused = &refusal;
+	refusal.differences = list;
+	refusal.n_differences = CONTROL_ITEMS_MAX;
+	cr_expect(accepted(&in));
+	refusal.n_differences = CONTROL_ITEMS_MAX + 1;
+	cr_expect(refused(&in));
+	refusal.n_differences = 1;
+	char **const members[] = {&one.item, &one.source, &one.target, &one.advice};
+	for (size_t i = 0; i < 4; i++) {
+		*members[i] = TEXT("\x1b[2J");
+		cr_expect(refused(&in), "member %zu", i);
+		*members[i] = large;
+		cr_expect(refused(&in), "member %zu", i);
+		*members[i] = TEXT("fine");
+		cr_expect(accepted(&in), "member %zu", i);
+	}
+}
+
 Test(control_limits, a_region_of_an_impossible_shape_is_refused)
 {
 	static const struct {

@@ -213,6 +213,68 @@ Test(qmp, puts_together_what_comes_in_pieces_and_takes_long_answers)
 	qmp_close(qmp);
 }
 
+Test(qmp, asks_many_questions_at_once_and_keeps_each_answer_to_its_own)
+{
+	struct jaunt_error error = {0};
+	json_t *arguments[3], *results[3];
+
+	begin(
+		(const char *const[]){
+			GREETING, AGREED, "{\"return\": \"a\", \"id\": 2}\n",
+			"{\"event\": \"STOP\"}\n{\"error\": {\"class\": \"GenericError\", "
+			"\"desc\": \"no\"}, \"id\": 3}\n",
+			"{\"return\": \"c\", \"id\": 4}\n", NULL},
+		HANG);
+	struct qmp *qmp = open_it();
+	for (int i = 0; i < 3; i++)
+		arguments[i] = json_object();
+	cr_assert_eq(qmp_execute_each(qmp, "qom-get", arguments, 3, PATIENT, results, &error), 0,
+		     "%s", error.text);
+	cr_assert_eq(error.code, 0);
+	cr_assert_str_eq(json_string_value(results[0]), "a");
+	cr_assert_null(results[1]);
+	cr_assert_str_eq(json_string_value(results[2]), "c");
+	cr_assert_eq(qmp_wait(qmp, "STOP", PATIENT, NULL, &error), 0);
+	json_decref(results[0]);
+	json_decref(results[2]);
+	qmp_close(qmp);
+}
+
+Test(qmp, ends_many_questions_when_qemu_dies_under_them)
+{
+	struct jaunt_error error = {0};
+	json_t *arguments[100], *results[100];
+
+	begin((const char *const[]){GREETING, AGREED, "{\"return\": \"a\", \"id\": 2}\n", "\n",
+				    NULL},
+	      HANG_UP);
+	struct qmp *qmp = open_it();
+	for (int i = 0; i < 100; i++)
+		arguments[i] = json_object();
+	cr_assert_lt(qmp_execute_each(qmp, "qom-get", arguments, 100, PATIENT, results, &error), 0);
+	cr_assert_str_eq(json_string_value(results[0]), "a");
+	for (int i = 1; i < 100; i++)
+		cr_assert_null(results[i]);
+	json_decref(results[0]);
+	qmp_close(qmp);
+}
+
+Test(qmp, takes_numbers_beyond_63_bits)
+{
+	struct jaunt_error error = {0};
+	json_t *result = NULL;
+
+	begin((const char *const[]){GREETING, AGREED,
+				    "{\"return\": 18446744073709551615, \"id\": 2}\n", NULL},
+	      HANG);
+	struct qmp *qmp = open_it();
+	cr_assert_eq(qmp_execute(qmp, "qom-get", NULL, PATIENT, &result, &error), 0, "%s",
+		     error.text);
+	cr_assert_gt(json_number_value(result), 1.8e19);
+	json_decref(result);
+	qmp_close(qmp);
+}
+
 Test(qmp, forgets_the_oldest_of_too_many_events)
 {
 	static char flood[QMP_EVENTS_MAX * 40 + 200];
