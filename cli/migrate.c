@@ -477,7 +477,7 @@ int command_migrate(int argc, char **argv)
 			follower.status.vm_is_at = JAUNT_AT_UNKNOWN;
 	}
 	if (outcome != JAUNT_DONE && json_array_size(follower.differences)) {
-		command_complain("migrate", "the target refuses: the VM cannot move to the one "
+		command_complain("migrate", "the target refuses: the VM does not match the one "
 					    "that waits there:");
 		mismatch_print(stderr, follower.differences);
 	} else if (outcome != JAUNT_DONE && follower.status.error[0]) {

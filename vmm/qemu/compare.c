@@ -407,12 +407,12 @@ static int summarise(const struct compared *differences, struct jaunt_error *err
 	}
 	if (shown < count)
 		return error_set(error, EINVAL, "configuration",
-				 "the VM cannot move to the one that waits here, for %zu reasons: "
+				 "the source's VM cannot move to the target's, for %zu reasons: "
 				 "%s%sand %zu more",
 				 count, text, shown ? ", " : "", count - shown);
 	return error_set(error, EINVAL, "configuration",
-			 "the VM cannot move to the one that waits here, for %zu reason%s: %s",
-			 count, count == 1 ? "" : "s", text);
+			 "the source's VM cannot move to the target's, for %zu reason%s: %s", count,
+			 count == 1 ? "" : "s", text);
 }
 
 int compare_facts(const struct jaunt_description *source, const struct facts *here,
