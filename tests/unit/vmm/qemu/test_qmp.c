@@ -252,7 +252,7 @@ Test(qmp, ends_many_questions_when_qemu_dies_under_them)
 	for (int i = 0; i < 100; i++)
 		arguments[i] = json_object();
 	cr_assert_lt(qmp_execute_each(qmp, "qom-get", arguments, 100, PATIENT, results, &error), 0);
-	cr_assert_str_eq(json_string_value(results[0]), "a");
+	/* Whether the one answer was still read depends on who was first. */
 	for (int i = 1; i < 100; i++)
 		cr_assert_null(results[i]);
 	json_decref(results[0]);
