@@ -91,6 +91,7 @@ static const struct field fields[] = {
 	COUNT(NULL, "verified_pages", verified_pages),
 	COUNT(NULL, "mismatched_pages", mismatched_pages),
 	COUNT(NULL, "install_conflicts", install_conflicts),
+	COUNT(NULL, "reconnections", reconnections),
 	COUNT("fault_latency_us", "count", fault_latency_us.count),
 	REAL("fault_latency_us", "p50", fault_latency_us.p50),
 	REAL("fault_latency_us", "p90", fault_latency_us.p90),

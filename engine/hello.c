@@ -9,7 +9,7 @@
 
 /* What this side can do, by name; a peer that requires something not listed here is refused. */
 static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3", "set-push",
-				       "ping",      "rounds",     "read"};
+				       "ping",      "rounds",     "read",        "rejoin"};
 static const char *const required[] = {"post-copy"};
 
 struct self {

@@ -230,6 +230,13 @@ static void set_reason(struct jaunt_migration *migration, const struct jaunt_err
 	snprintf(status->error, sizeof(status->error), "%s", why ? why->text : "");
 }
 
+void migration_reason(struct jaunt_migration *migration, const struct jaunt_error *why)
+{
+	pthread_mutex_lock(&migration->mutex);
+	set_reason(migration, why);
+	pthread_mutex_unlock(&migration->mutex);
+}
+
 void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why)
 {
 	pthread_mutex_lock(&migration->mutex);

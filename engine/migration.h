@@ -72,6 +72,8 @@ void migration_phase(struct jaunt_migration *migration, enum jaunt_phase phase);
 /* What the control link goes over, for status and trace. */
 void migration_device(struct jaunt_migration *migration, const char *device);
 void migration_place(struct jaunt_migration *migration, enum jaunt_place place);
+/* What the status says besides the phase; NULL: nothing. */
+void migration_reason(struct jaunt_migration *migration, const struct jaunt_error *why);
 /* Committed, but pages do not arrive: phase `blocked`, with why. */
 void migration_blocked(struct jaunt_migration *migration, const struct jaunt_error *why);
 /* They arrive again. */

@@ -33,6 +33,20 @@ void session_set_owner(struct session *session, struct ring *ring)
 	pthread_mutex_unlock(&session->mutex);
 }
 
+static void lose(struct session *session, uint32_t attachment, const char *reason,
+		 const char *text)
+{
+	pthread_mutex_lock(&session->mutex);
+	bool now = attachment == SESSION_NOW || attachment == atomic_load(&session->attachment);
+	if (now && !atomic_load(&session->lost)) {
+		error_set(&session->why, ECONNRESET, reason, "%s", text);
+		atomic_store(&session->lost, true);
+	}
+	if (now && session->owner)
+		ring_wake(session->owner);
+	pthread_mutex_unlock(&session->mutex);
+}
+
 void session_lose(struct session *session, const char *reason, const char *format, ...)
 {
 	char text[512];
@@ -41,35 +55,72 @@ void session_lose(struct session *session, const char *reason, const char *forma
 	va_start(arguments, format);
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
-	pthread_mutex_lock(&session->mutex);
-	if (!atomic_load(&session->lost)) {
-		error_set(&session->why, ECONNRESET, reason, "%s", text);
-		atomic_store(&session->lost, true);
-	}
-	if (session->owner)
-		ring_wake(session->owner);
-	pthread_mutex_unlock(&session->mutex);
+	lose(session, SESSION_NOW, reason, text);
 }
 
-void session_lose_channel(struct session *session, const struct channel *channel, int error,
-			  const char *what)
+void session_lose_of(struct session *session, uint32_t attachment, const char *reason,
+		     const char *format, ...)
+{
+	char text[512];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	lose(session, attachment, reason, text);
+}
+
+void session_lose_channel(struct session *session, uint32_t attachment,
+			  const struct channel *channel, int error, const char *what)
 {
 	const char *device = error ? channel_failure(channel) : "";
 
-	session_lose(session, "link-lost", "%s was lost: %s%s%s", what,
-		     error ? strerror(-error) : "closed by the peer", device[0] ? "; " : "",
-		     device);
+	session_lose_of(session, attachment, "link-lost", "%s was lost: %s%s%s", what,
+			error ? strerror(-error) : "closed by the peer", device[0] ? "; " : "",
+			device);
 }
+
+uint32_t session_reattach(struct session *session, uint32_t epoch)
+{
+	pthread_mutex_lock(&session->mutex);
+	uint32_t attachment = atomic_fetch_add(&session->attachment, 1) + 1;
+	atomic_store(&session->epoch, epoch);
+	atomic_store(&session->lost, false);
+	pthread_mutex_unlock(&session->mutex);
+	return attachment;
+}
+
+/* --- The first 96 bytes
+ * --------------------------------------------------------------------------------- */
+
+/* Larger than a head: two messages, which the channel gathers into one. */
+static int send_attach(struct channel *channel, const struct attach *attach)
+{
+	struct frame frame = {.type = FRAME_ATTACH, .payload_bytes = ATTACH_BYTES};
+	uint8_t head[FRAME_BYTES], body[ATTACH_BYTES];
+
+	frame_encode(&frame, head);
+	attach_encode(attach, body);
+	int result = channel_send(channel, head, sizeof(head), NULL, 0, 0);
+	if (result < 0)
+		return result;
+	return channel_send(channel, body, sizeof(body), NULL, 0, 0);
+}
+
+/* Of the secret: the source's comes first. */
+#define HALF (SESSION_SECRET_BYTES / 2)
 
 #define TOKEN_SECRET (CONNECT_TOKEN_BYTES - SESSION_SECRET_BYTES) /* where it begins */
 
-void session_token(const struct session *session, enum attach_role role,
+void session_token(const struct session *session, enum attach_role role, bool again,
 		   uint8_t token[CONNECT_TOKEN_BYTES])
 {
 	memset(token, 0, CONNECT_TOKEN_BYTES);
 	token[0] = (uint8_t)role;
 	if (role != ATTACH_CONTROL)
 		memcpy(token + TOKEN_SECRET, session->secret, SESSION_SECRET_BYTES);
+	else if (again)
+		memcpy(token + TOKEN_SECRET, session->secret, HALF);
 }
 
 bool session_admits(const struct session *session, bool linked,
@@ -77,27 +128,48 @@ bool session_admits(const struct session *session, bool linked,
 {
 	if (!linked)
 		return token[0] == ATTACH_CONTROL;
-	return session_equal(token + TOKEN_SECRET, session->secret, SESSION_SECRET_BYTES);
+	size_t bytes = token[0] == ATTACH_CONTROL ? HALF : SESSION_SECRET_BYTES;
+	return session_equal(token + TOKEN_SECRET, session->secret, bytes);
 }
 
 int preamble_send(struct channel *channel, const struct session *session, enum attach_role role,
 		  unsigned index)
 {
-	/* Larger than a head: two messages, which the channel gathers into one. */
-	struct frame frame = {.type = FRAME_ATTACH, .payload_bytes = ATTACH_BYTES};
 	struct attach attach = {.role = (uint16_t)role, .index = (uint16_t)index};
-	uint8_t head[FRAME_BYTES], body[ATTACH_BYTES];
 
 	if (role != ATTACH_CONTROL) {
 		memcpy(attach.session, session->id, sizeof(attach.session));
 		memcpy(attach.secret, session->secret, sizeof(attach.secret));
+		attach.epoch = atomic_load(&session->epoch);
 	}
-	frame_encode(&frame, head);
-	attach_encode(&attach, body);
-	int result = channel_send(channel, head, sizeof(head), NULL, 0, 0);
-	if (result < 0)
-		return result;
-	return channel_send(channel, body, sizeof(body), NULL, 0, 0);
+	return send_attach(channel, &attach);
+}
+
+int preamble_prove(struct channel *channel, const struct session *session, bool source,
+		   uint32_t epoch)
+{
+	struct attach attach = {.role = ATTACH_CONTROL, .epoch = epoch};
+	size_t at = source ? 0 : HALF;
+
+	memcpy(attach.session, session->id, sizeof(attach.session));
+	memcpy(attach.secret + at, session->secret + at, HALF);
+	return send_attach(channel, &attach);
+}
+
+bool session_proves(const struct session *session, const struct attach *attach, bool source)
+{
+	size_t at = source ? 0 : HALF;
+	bool same = session_equal(attach->session, session->id, SESSION_ID_BYTES);
+
+	/* Both are compared whatever the first one says. */
+	return session_equal(attach->secret + at, session->secret + at, HALF) & same;
+}
+
+bool session_named(const struct attach *attach)
+{
+	static const uint8_t none[SESSION_ID_BYTES];
+
+	return memcmp(attach->session, none, sizeof(none)) != 0;
 }
 
 bool preamble_parse(const uint8_t *bytes, struct attach *attach, const char **why)

@@ -44,7 +44,8 @@ enum {
 	ATTACH_AT_SECRET = ATTACH_AT_SESSION + SESSION_ID_BYTES,
 	ATTACH_AT_ROLE = ATTACH_AT_SECRET + SESSION_SECRET_BYTES,
 	ATTACH_AT_INDEX = ATTACH_AT_ROLE + 2,
-	ATTACH_AT_RESERVED = ATTACH_AT_INDEX + 2,
+	ATTACH_AT_EPOCH = ATTACH_AT_INDEX + 2,
+	ATTACH_AT_RESERVED = ATTACH_AT_EPOCH + 4,
 };
 
 #define PAGE_BYTES_MIN 4096u
@@ -248,6 +249,7 @@ void attach_encode(const struct attach *attach, uint8_t bytes[ATTACH_BYTES])
 	memcpy(bytes + ATTACH_AT_SECRET, attach->secret, SESSION_SECRET_BYTES);
 	put16(bytes + ATTACH_AT_ROLE, attach->role);
 	put16(bytes + ATTACH_AT_INDEX, attach->index);
+	put32(bytes + ATTACH_AT_EPOCH, attach->epoch);
 	memset(bytes + ATTACH_AT_RESERVED, 0, ATTACH_BYTES - ATTACH_AT_RESERVED);
 }
 
@@ -259,6 +261,7 @@ bool attach_decode(struct attach *attach, const uint8_t bytes[ATTACH_BYTES])
 	memcpy(attach->secret, bytes + ATTACH_AT_SECRET, SESSION_SECRET_BYTES);
 	attach->role = get16(bytes + ATTACH_AT_ROLE);
 	attach->index = get16(bytes + ATTACH_AT_INDEX);
+	attach->epoch = get32(bytes + ATTACH_AT_EPOCH);
 	for (size_t i = ATTACH_AT_RESERVED; i < ATTACH_BYTES; i++)
 		reserved |= bytes[i];
 	return attach->role < ATTACH_ROLES && !reserved;

@@ -95,9 +95,11 @@ enum attach_role { ATTACH_CONTROL, ATTACH_URGENT, ATTACH_STREAM, ATTACH_VERIFY, 
 
 struct attach {
 	uint8_t session[SESSION_ID_BYTES];
-	uint8_t secret[SESSION_SECRET_BYTES]; /* zeros on control, where the session begins */
+	/* Zeros on control, where the session begins; a part of it there, where it goes on. */
+	uint8_t secret[SESSION_SECRET_BYTES];
 	uint16_t role;
 	uint16_t index;
+	uint32_t epoch; /* of the attachment; 0: the session's first */
 };
 
 void attach_encode(const struct attach *attach, uint8_t bytes[ATTACH_BYTES]);

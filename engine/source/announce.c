@@ -149,6 +149,15 @@ void source_end_exposing(struct source *source)
 	trace_pass(source);
 }
 
+void source_expose_again(struct source *source)
+{
+	if (!source->takes_read || !channel_can_read(source->link.channel))
+		return;
+	expose_use(&source->expose, source->link.channel);
+	if (expose_again(&source->expose) < 0)
+		trace_event(source->base.lane, "expose", "the registration did not start");
+}
+
 int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze, struct jaunt_error *error)
 {
 	uint64_t room = source->expose.block_count + JAUNT_MAX_REGIONS + 1;

@@ -52,6 +52,13 @@ int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error)
 	}
 }
 
+static bool is_to_end(void *user)
+{
+	struct source *source = user;
+	return (atomic_load(&source->base.cancel) && !source->insists) ||
+	       atomic_load(&source->base.abandon);
+}
+
 int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error)
 {
@@ -69,11 +76,13 @@ int source_look(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 			control_free(*message);
 			return error_set(error, ECANCELED, "cancelled", "cancelled at the target");
 		}
+		if (result == 1 && (*message)->message_case == JAUNT__CONTROL__MESSAGE_FAILED)
+			source->state_sent = false; /* it has nothing loaded, and is not in doubt */
 		if (result == 1)
 			return 1;
 		if (result < 0)
 			return link_why(&source->link, error);
-		if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
+		if (is_to_end(source))
 			return error_set(error, ECANCELED, "cancelled", "cancelled");
 		if (process_check(&source->process, 0, error) < 0)
 			return -error->code;
@@ -139,15 +148,18 @@ static const struct channel_events knock_events = {.received = knock_received,
 						   .closed = knock_closed};
 
 /* Says who we are, and waits until the other side answers as a target does. */
-static int knock(struct source *source, struct channel *channel, struct jaunt_error *error)
+static int knock(struct source *source, struct channel *channel, uint32_t epoch,
+		 struct jaunt_error *error)
 {
 	struct knock state = {.bytes = 0};
-	uint64_t until = clock_ns() + (uint64_t)source->base.options.connect_timeout_ms * MS_NS;
+	uint64_t until = clock_ns() + (uint64_t)source->wait_ms * MS_NS;
 	struct attach attach;
 	const char *why = NULL;
 	int result = channel_bind(channel, source->ring, &knock_events, &state, PREAMBLE_BYTES);
 
-	if (result == 0)
+	if (result == 0 && epoch)
+		result = preamble_prove(channel, &source->shared.session, true, epoch);
+	else if (result == 0)
 		result = preamble_send(channel, &source->shared.session, ATTACH_CONTROL, 0);
 	if (result < 0)
 		return error_set(error, -result, "link-lost", "talk to %s: %s",
@@ -156,15 +168,19 @@ static int knock(struct source *source, struct channel *channel, struct jaunt_er
 		uint64_t now = clock_ns();
 		bool other =
 			state.bytes >= 2 && (state.answer[0] | state.answer[1] << 8) != FRAME_MAGIC;
-		if (other || now >= until || atomic_load(&source->base.cancel) ||
-		    atomic_load(&source->base.abandon))
+		if (other || now >= until || is_to_end(source))
 			break;
 		ring_wait(source->ring, (int64_t)(until - now));
 	}
 	channel_unbind(channel);
-	if (state.done && preamble_parse(state.answer, &attach, &why))
-		return 0;
-	if (atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon))
+	if (state.done && preamble_parse(state.answer, &attach, &why)) {
+		/* One that is of no session has a refusal to tell behind that. */
+		source->proven = epoch && session_proves(&source->shared.session, &attach, false);
+		if (!epoch || source->proven || !session_named(&attach))
+			return 0;
+		why = "it answers for another session";
+	}
+	if (is_to_end(source))
 		return error_set(error, ECANCELED, "cancelled", "cancelled");
 	if (why || state.bytes >= 2)
 		return error_set(error, EPROTO, "not-jaunt",
@@ -180,34 +196,27 @@ static int knock(struct source *source, struct channel *channel, struct jaunt_er
 	return error_set(error, ETIMEDOUT, "peer-silent",
 			 "%s accepted the connection and said nothing for %u ms: it is not a "
 			 "`jaunt receive`, or it hangs",
-			 source->base.options.peer, source->base.options.connect_timeout_ms);
+			 source->base.options.peer, source->wait_ms);
 }
 
 static int open_channel(struct source *source, struct channel **channel, enum attach_role role,
 			struct jaunt_error *error)
 {
-	session_token(&source->shared.session, role, source->peer.token);
-	int result = transport_connect(channel, &source->peer,
-				       source->base.options.connect_timeout_ms, error);
+	session_token(&source->shared.session, role, source->rejoin.epoch, source->peer.token);
+	int result = transport_connect(channel, &source->peer, source->wait_ms, error);
 	if (result == 0)
 		channel_timeout(*channel, source->base.options.peer_timeout_ms);
 	return result;
 }
 
-static bool is_to_end(void *user)
-{
-	struct source *source = user;
-	return atomic_load(&source->base.cancel) || atomic_load(&source->base.abandon);
-}
-
-static int open_control(struct source *source, struct jaunt_error *error)
+int source_open_control(struct source *source, uint32_t epoch, struct jaunt_error *error)
 {
 	struct channel *channel;
 	int result = open_channel(source, &channel, ATTACH_CONTROL, error);
 
 	if (result < 0)
 		return result;
-	result = knock(source, channel, error);
+	result = knock(source, channel, epoch, error);
 	if (result < 0) {
 		channel_free(channel);
 		return result;
@@ -227,7 +236,7 @@ static int open_control(struct source *source, struct jaunt_error *error)
 /* --- The agreement
  * --------------------------------------------------------------------------------------- */
 
-static int greet(struct source *source, struct jaunt_error *error)
+int source_greet(struct source *source, struct jaunt_error *error)
 {
 	Jaunt__Control *message;
 	int result = hello_send(&source->link);
@@ -244,6 +253,7 @@ static int greet(struct source *source, struct jaunt_error *error)
 		source->takes_set_push = hello_has(message->hello, "set-push");
 		source->takes_holes = hello_has(message->hello, "holes-told");
 		source->takes_read = hello_has(message->hello, "read");
+		source->takes_rejoin = hello_has(message->hello, "rejoin");
 		result = hello_check(message->hello, error);
 		if (result >= 0 && strcmp(source->base.options.mode, "post-copy") != 0 &&
 		    !hello_has(message->hello, "rounds"))
@@ -337,6 +347,16 @@ static void keep_differences(struct source *source, const Jaunt__Refused *refuse
 	differences_close(&former);
 }
 
+int source_take_ready(struct source *source, const Jaunt__Ready *ready, struct jaunt_error *error)
+{
+	if (!ready->fault_threads || ready->fault_threads > SOURCE_SERVES_MAX)
+		return error_set(error, EPROTO, "protocol",
+				 "the target wants %u urgent channels; there can be 1 to %u",
+				 ready->fault_threads, SOURCE_SERVES_MAX);
+	source->serve_count = ready->fault_threads;
+	return 0;
+}
+
 static int agree(struct source *source, struct jaunt_error *error)
 {
 	Jaunt__Control *message;
@@ -347,18 +367,11 @@ static int agree(struct source *source, struct jaunt_error *error)
 				     error);
 	if (result < 0)
 		return result;
-	result = 0;
 	if (message->message_case == JAUNT__CONTROL__MESSAGE_REFUSED)
 		keep_differences(source, message->refused);
-	if (message->message_case != JAUNT__CONTROL__MESSAGE_READY)
-		result = source_unexpected(message, error);
-	else if (!message->ready->fault_threads ||
-		 message->ready->fault_threads > SOURCE_SERVES_MAX)
-		result = error_set(error, EPROTO, "protocol",
-				   "the target wants %u urgent channels; there can be 1 to %u",
-				   message->ready->fault_threads, SOURCE_SERVES_MAX);
-	else
-		source->serve_count = message->ready->fault_threads;
+	result = message->message_case == JAUNT__CONTROL__MESSAGE_READY
+			 ? source_take_ready(source, message->ready, error)
+			 : source_unexpected(message, error);
 	control_free(message);
 	return result;
 }
@@ -372,8 +385,38 @@ static void holes_found(void *user)
 	worker_wake(&source->pushers[0]->worker);
 }
 
+/* Lets go of those of before, which have ended; what they have sent stays counted. */
+static void retire_serves(struct source *source)
+{
+	pthread_mutex_lock(&source->base.mutex);
+	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++) {
+		if (!source->serves[i])
+			continue;
+		source->past_payload_bytes += counter_get(&source->serves[i]->payload_bytes);
+		source->past_wire_bytes += counter_get(&source->serves[i]->wire_bytes);
+		free(source->serves[i]);
+		source->serves[i] = NULL;
+	}
+	pthread_mutex_unlock(&source->base.mutex);
+}
+
+static void retire_pushers(struct source *source)
+{
+	pthread_mutex_lock(&source->base.mutex);
+	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++) {
+		if (!source->pushers[i])
+			continue;
+		source->past_payload_bytes += counter_get(&source->pushers[i]->payload_bytes);
+		source->past_wire_bytes += counter_get(&source->pushers[i]->wire_bytes);
+		free(source->pushers[i]);
+		source->pushers[i] = NULL;
+	}
+	pthread_mutex_unlock(&source->base.mutex);
+}
+
 static int open_serves(struct source *source, struct jaunt_error *error)
 {
+	retire_serves(source);
 	for (unsigned i = 0; i < source->serve_count; i++) {
 		struct channel *channel;
 		int result = open_channel(source, &channel, ATTACH_URGENT, error);
@@ -403,6 +446,7 @@ uint64_t source_stream_rate(const struct source *source)
 
 static int open_streams(struct source *source, struct jaunt_error *error)
 {
+	retire_pushers(source);
 	for (unsigned i = 0; i < source->stream_count; i++) {
 		struct channel *channel;
 		int result = open_channel(source, &channel, ATTACH_STREAM, error);
@@ -444,6 +488,15 @@ static int open_digester(struct source *source, struct jaunt_error *error)
 		if (channels[i])
 			channel_free(channels[i]);
 	return result;
+}
+
+int source_open_channels(struct source *source, struct jaunt_error *error)
+{
+	int result;
+
+	if ((result = open_serves(source, error)) < 0 || (result = open_streams(source, error)) < 0)
+		return result;
+	return source->base.options.verify ? open_digester(source, error) : 0;
 }
 
 static int await_attached(struct source *source, struct jaunt_error *error)
@@ -515,21 +568,21 @@ int source_connect(struct source *source, struct jaunt_error *error)
 		return error_set(error, EIO, "random", "the kernel gives no random numbers");
 	source->shared.session.verify = source->base.options.verify;
 	source->peer.group = next_group();
+	source->wait_ms = source->base.options.connect_timeout_ms;
 	source->stream_count = source->base.options.streams;
 	source->shared.streams = source->stream_count;
 	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);
 	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
 		    0 ||
-	    (result = open_control(source, error)) < 0 || (result = greet(source, error)) < 0 ||
+	    (result = source_open_control(source, 0, error)) < 0 ||
+	    (result = source_greet(source, error)) < 0 ||
 	    (result = agree(source, error)) < 0)
 		return result;
 	if (source->base.options.dry_run)
 		return 0;
 	holes_init(&source->holes, &source->shared.memory, holes_found, source);
 	rounds_init(&source->precopy.rounds, &source->shared, source_wake_streams, source);
-	if ((result = open_serves(source, error)) < 0 || (result = open_streams(source, error)) < 0)
-		return result;
-	if (source->base.options.verify && (result = open_digester(source, error)) < 0)
+	if ((result = source_open_channels(source, error)) < 0)
 		return result;
 	if ((result = await_attached(source, error)) < 0 ||
 	    (result = measure_round_trip(source, error)) < 0)

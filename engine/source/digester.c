@@ -149,7 +149,7 @@ static void digester_closed(void *user, int error)
 	struct digester_channel *at = user;
 
 	at->dead = true;
-	session_lose_channel(&at->digester->shared->session, at->channel, error,
+	session_lose_channel(&at->digester->shared->session, SESSION_NOW, at->channel, error,
 			     "a digest channel");
 }
 

@@ -420,6 +420,26 @@ void expose_close(struct expose *expose)
 	}
 }
 
+void expose_forget(struct expose *expose)
+{
+	expose_close(expose);
+	for (uint64_t i = 0; i < expose->block_count; i++) {
+		struct expose_block *block = &expose->blocks[i];
+		if (!block->chunk.count)
+			continue; /* never used: untouched blocks stay untouched */
+		atomic_store(&block->state, BLOCK_NONE);
+		atomic_store(&block->stale, false);
+	}
+	atomic_store(&expose->untold, 0);
+	atomic_store(&expose->bytes, 0);
+	atomic_store(&expose->hole_bytes, 0);
+}
+
+void expose_use(struct expose *expose, const struct channel *channel)
+{
+	expose->channel = channel;
+}
+
 void expose_free(struct expose *expose)
 {
 	if (expose->blocks)

@@ -90,6 +90,11 @@ size_t expose_freeze(struct expose *expose, struct expose_told *out, size_t room
 /* After the switch: the second pass. As expose_start(). */
 int expose_again(struct expose *expose);
 
+/* Stopped, and no channel of the session is left: revokes and forgets all that is exposed. */
+void expose_forget(struct expose *expose);
+/* That channel's device from here on; behind it expose_again(). */
+void expose_use(struct expose *expose, const struct channel *channel);
+
 /* Ends a pass. */
 void expose_stop(struct expose *expose);
 /* Revokes every key and unpins; when no channel of the session is left, or nothing matters any

@@ -116,7 +116,8 @@ static void pusher_closed(void *user, int error)
 
 	pusher->dead = true;
 	pusher->busy = 0;
-	session_lose_channel(&pusher->shared->session, pusher->channel, error, "a stream");
+	session_lose_channel(&pusher->shared->session, SESSION_NOW, pusher->channel, error,
+			     "a stream");
 }
 
 static const struct channel_events pusher_events = {

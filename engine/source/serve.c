@@ -89,7 +89,8 @@ static void serve_closed(void *user, int error)
 
 	serve->dead = true;
 	serve->busy = 0;
-	session_lose_channel(&serve->shared->session, serve->channel, error, "an urgent channel");
+	session_lose_channel(&serve->shared->session, SESSION_NOW, serve->channel, error,
+			     "an urgent channel");
 }
 
 static const struct channel_events serve_events = {

@@ -10,7 +10,8 @@
  * happened. COMMIT is recorded (under the mutex, where a cancel is, too) before it is submitted for
  * sending, so an error of the send is not a failure before COMMIT. From then on this side never
  * runs the VM by itself: only a FAILED from the target, which promises that no vCPU has run there,
- * or an operator who has fenced the other host, gives it back. It keeps every page until COMPLETE.
+ * or an operator who has fenced the other host, gives it back. It keeps every page until COMPLETE,
+ * and looks for the target again when the link is lost: rejoin.c.
  */
 #include "engine/source/source.h"
 
@@ -32,7 +33,7 @@
 #define LOOK_NS  250000000 /* how often to look whether the target is alive */
 #define DEATH_MS 2000      /* how long a dying process may take to end */
 
-static int send_abort(struct source *source, const struct jaunt_error *why)
+int source_send_abort(struct source *source, const struct jaunt_error *why)
 {
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Abort abort_message = JAUNT__ABORT__INIT;
@@ -52,6 +53,8 @@ static void note_resumed(struct source *source, const Jaunt__Resumed *resumed)
 	struct jaunt_migration *base = &source->base;
 	uint64_t took;
 
+	if (source->resumed_there)
+		return; /* said again on a link that came back */
 	source->resumed_there = true;
 	if (source->same_clock)
 		took = resumed->first_entry_ns - source->last_instruction_ns;
@@ -136,29 +139,6 @@ static int end_here(struct source *source, enum jaunt_outcome outcome, struct ja
 	return end(source, run_here(source, error), outcome, error);
 }
 
-static void note_blocked(struct source *source)
-{
-	struct jaunt_error lost = {0}, why = {0};
-
-	if (source->link.closed) {
-		link_why(&source->link, &lost);
-	} else {
-		pthread_mutex_lock(&source->shared.session.mutex);
-		lost = source->shared.session.why;
-		pthread_mutex_unlock(&source->shared.session.mutex);
-	}
-	error_set(
-		&why, ECONNRESET, lost.reason,
-		"%s after COMMIT%s. This host keeps all of the VM's memory. If the target host is "
-		"known to be dead or fenced, `jaunt resume VM --peer-fenced` runs the VM here, as "
-		"it was at the switch",
-		lost.text,
-		source->resumed_there ? "" : ", before the target said that the VM runs there");
-	migration_blocked(&source->base, &why);
-	if (!source->resumed_there)
-		migration_place(&source->base, JAUNT_AT_UNKNOWN);
-}
-
 static void answer_ping(struct source *source, const Jaunt__Ping *ping)
 {
 	Jaunt__Control answer = JAUNT__CONTROL__INIT;
@@ -175,7 +155,8 @@ static void answer_ping(struct source *source, const Jaunt__Ping *ping)
 static void watch_silence(struct source *source)
 {
 	uint64_t limit = (uint64_t)source->base.options.peer_timeout_ms * MS_NS;
-	bool alive = !source->link.closed && clock_ns() - source->link.heard_ns < limit;
+	bool alive = source->linked && !source->link.closed &&
+		     clock_ns() - source->link.heard_ns < limit;
 	struct jaunt_error why = {0};
 
 	if (!alive && atomic_load(&source->target_alive) && !source->link.closed) {
@@ -220,8 +201,7 @@ static void note_bottleneck(struct source *source)
 	pthread_mutex_unlock(&base->mutex);
 }
 
-/* -1: go on; else the outcome. */
-static int handle(struct source *source, const Jaunt__Control *message, struct jaunt_error *error)
+int source_take(struct source *source, const Jaunt__Control *message, struct jaunt_error *error)
 {
 	switch (message->message_case) {
 	case JAUNT__CONTROL__MESSAGE_RESUMED:
@@ -248,6 +228,9 @@ static int handle(struct source *source, const Jaunt__Control *message, struct j
 			break; /* it runs there: a promise that cannot be true */
 		source_unexpected(message, error);
 		return end_here(source, JAUNT_FAILED, error);
+	case JAUNT__CONTROL__MESSAGE_PONG:
+		source->rejoin.push_told = -1;
+		break;
 	case JAUNT__CONTROL__MESSAGE_PING:
 		answer_ping(source, message->ping);
 		break;
@@ -257,10 +240,37 @@ static int handle(struct source *source, const Jaunt__Control *message, struct j
 	return -1;
 }
 
+/* A wish for push on or off; one that comes while the link is away waits for it. */
+static void tell_push(struct source *source)
+{
+	Jaunt__Control wish = JAUNT__CONTROL__INIT;
+	Jaunt__SetPush body = JAUNT__SET_PUSH__INIT;
+	Jaunt__Ping ping = JAUNT__PING__INIT;
+	int push;
+
+	if (!source->linked || source->link.closed || !source->takes_set_push)
+		return;
+	push = atomic_exchange(&source->base.set_push, -1);
+	if (push < 0)
+		push = source->rejoin.push_again;
+	source->rejoin.push_again = -1;
+	if (push < 0)
+		return;
+	body.push = push;
+	wish.message_case = JAUNT__CONTROL__MESSAGE_SET_PUSH;
+	wish.set_push = &body;
+	link_send(&source->link, &wish);
+	/* PONG says that it was heard. */
+	ping.sent_ns = clock_ns();
+	wish.message_case = JAUNT__CONTROL__MESSAGE_PING;
+	wish.ping = &ping;
+	link_send(&source->link, &wish);
+	source->rejoin.push_told = push;
+}
+
 static int serve_until_complete(struct source *source, struct jaunt_error *error)
 {
-	bool blocked = false;
-
+	source->rejoin.push_told = source->rejoin.push_again = -1;
 	migration_phase(&source->base, JAUNT_PHASE_POSTCOPY);
 	atomic_store(&source->target_alive, true);
 	source_precopy_end(source);
@@ -270,37 +280,28 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 	for (;;) {
 		source_tell_exposed(source);
 		Jaunt__Control *message = NULL;
-		int result = 0;
-		if (source->link.closed && !source->link.count)
-			ring_wait(source->ring, -1);
+		int result = 0, outcome = -1;
+		uint64_t now = clock_ns(), until = source_wait_until(source, now + LOOK_NS);
+		int64_t wait = until > now ? (int64_t)(until - now) : 0;
+		if (source->linked)
+			result = link_next(&source->link, wait, &message);
 		else
-			result = link_next(&source->link, LOOK_NS, &message);
+			ring_wait(source->ring, wait);
 		watch_silence(source);
 		inject_kill(INJECT_KILL_POSTCOPY);
 		if (result == 1) {
-			int outcome = handle(source, message, error);
+			outcome = source_take(source, message, error);
 			control_free(message);
-			if (outcome >= 0)
-				return outcome;
 		}
-		if (!blocked && (result < 0 || atomic_load(&source->shared.session.lost))) {
-			/* COMPLETE may already be on its way behind the loss of a page channel. */
-			note_blocked(source);
-			blocked = source->link.closed;
-		}
-		if (atomic_load(&source->discarded_late)) {
+		if (outcome < 0)
+			outcome = source_keep_in_touch(source, error);
+		if (outcome >= 0)
+			return outcome;
+		if (atomic_load(&source->discarded_late) && source->linked) {
 			source_stop(source);
 			channel_shutdown(source->link.channel);
 		}
-		int push = atomic_exchange(&source->base.set_push, -1);
-		if (push >= 0 && !source->link.closed && source->takes_set_push) {
-			Jaunt__Control wish = JAUNT__CONTROL__INIT;
-			Jaunt__SetPush body = JAUNT__SET_PUSH__INIT;
-			body.push = push;
-			wish.message_case = JAUNT__CONTROL__MESSAGE_SET_PUSH;
-			wish.set_push = &body;
-			link_send(&source->link, &wish);
-		}
+		tell_push(source);
 		if (atomic_load(&source->base.abandon)) {
 			error_set(error, ECANCELED, "abandoned",
 				  "abandoned by the operator after COMMIT: what only this host had "
@@ -333,15 +334,16 @@ static int give_up(struct source *source, struct jaunt_error *error)
 	bool sent = false;
 
 	if (source->linked && link_room(&source->link)) {
-		sent = send_abort(source, &why) == 0;
+		sent = source_send_abort(source, &why) == 0;
 		ring_submit(source->ring);
 	}
 	int result = run_here(source, error);
 	if (source->linked && !source->link.closed) {
 		if (!sent)
-			send_abort(source, &why);
+			sent = source_send_abort(source, &why) == 0;
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 	}
+	source->abort_sent = sent;
 	return end(source, result, cancelled ? JAUNT_CANCELLED : JAUNT_FAILED, error);
 }
 
@@ -352,7 +354,7 @@ static int move(struct source *source, struct jaunt_error *error)
 		return give_up(source, error);
 	if (source->base.options.dry_run) {
 		struct jaunt_error dry = {.reason = "dry-run", .text = "it was a dry run"};
-		send_abort(source, &dry);
+		source_send_abort(source, &dry);
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 		return migration_end(&source->base, JAUNT_DONE, JAUNT_AT_SOURCE, NULL);
 	}
@@ -384,6 +386,8 @@ static int source_run(struct jaunt_migration *migration, struct jaunt_error *err
 	process_unwatch(&source->process);
 	source_disconnect(source);
 	source_untrack(source);
+	if (!migration->committed)
+		source_tell_abort(source, error);
 	if (source->linked)
 		link_close(&source->link);
 	session_set_owner(&source->shared.session, NULL);
@@ -415,6 +419,8 @@ static void source_status(struct jaunt_migration *migration, struct jaunt_status
 	uint64_t memory = sizeof(*source) + trace_bytes(migration->trace) + LINK_BUFFER_BYTES;
 	unsigned channels = 0;
 
+	status->payload_bytes += source->past_payload_bytes;
+	status->wire_bytes += source->past_wire_bytes;
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX && source->serves[i]; i++) {
 		struct serve *serve = source->serves[i];
 		status->payload_bytes += counter_get(&serve->payload_bytes);

@@ -20,6 +20,19 @@
 #define SOURCE_SERVES_MAX  16u
 #define SOURCE_STREAMS_MAX 64u
 
+/* Coming back after the link was lost; see rejoin.c. */
+struct rejoin {
+	bool away;               /* all channels are gone; one looks for the target */
+	uint32_t epoch;          /* of the last attempt; 0: there was none */
+	unsigned attempts;       /* of this outage */
+	uint64_t next_ns;        /* when to try again */
+	uint64_t attached_ns;    /* when it last succeeded */
+	uint64_t explain_ns;     /* how long a loss may still be explained; 0: nothing is lost */
+	struct jaunt_error lost; /* what it began with */
+	/* A wish for push: told and not known to have been heard; to be told again. -1: none */
+	int push_told, push_again;
+};
+
 struct source {
 	struct jaunt_migration base; /* first */
 	const struct jaunt_vm_ops *ops;
@@ -52,6 +65,14 @@ struct source {
 	struct serve *serves[SOURCE_SERVES_MAX]; /* under the mutex for status */
 	struct pusher *pushers[SOURCE_STREAMS_MAX];
 	uint64_t last_instruction_ns, pause_ns, save_ns, load_ns, commit_ns;
+	bool state_sent;      /* the target may have loaded it */
+	bool abort_sent;      /* on a link that was up */
+	bool proven;          /* whoever was knocked at last showed the target's half of the secret */
+	bool takes_rejoin;    /* it said that it can */
+	bool insists;         /* a cancel does not end what is being waited for: it came before */
+	uint32_t wait_ms;     /* for a connection, and for the first word on it */
+	struct rejoin rejoin; /* after COMMIT */
+	uint64_t past_payload_bytes, past_wire_bytes; /* of channels that were replaced */
 	_Atomic bool target_alive; /* heard within the peer timeout; read by check_resume */
 	uint64_t round_trip_ns;    /* median of a few, on the control link */
 	struct eta eta;            /* under the mutex */
@@ -82,6 +103,33 @@ int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
 void source_stop(struct source *source);
 /* The same, and takes back what is exposed, which takes the longer the more there is. */
 void source_disconnect(struct source *source);
+
+/* HELLO, and what the target can do. 0 or -errno. */
+int source_greet(struct source *source, struct jaunt_error *error);
+/* The control link, by a knock that shows that session, in that epoch; 0: it begins. */
+int source_open_control(struct source *source, uint32_t epoch, struct jaunt_error *error);
+/* How many channels it wants. 0 or -errno. */
+int source_take_ready(struct source *source, const Jaunt__Ready *ready, struct jaunt_error *error);
+/* The page channels and the threads that serve them, in place of any before. */
+int source_open_channels(struct source *source, struct jaunt_error *error);
+
+/* --- rejoin.c: after COMMIT the link may be lost, and found again
+ * ------------------------------------------------------------------------------------------ */
+
+/* Looks whether it is lost, and tries to come back when it is time to. -1: go on; else the outcome,
+ * which the target told on the way. */
+int source_keep_in_touch(struct source *source, struct jaunt_error *error);
+/* Until when to wait for what happens. */
+uint64_t source_wait_until(const struct source *source, uint64_t until_ns);
+/* The VM runs here, and a target that may have loaded it did not hear so: tells it. */
+void source_tell_abort(struct source *source, const struct jaunt_error *why);
+
+/* --- source.c
+ * ------------------------------------------------------------------------------------------ */
+
+/* After COMMIT. -1: go on; else the outcome. */
+int source_take(struct source *source, const Jaunt__Control *message, struct jaunt_error *error);
+int source_send_abort(struct source *source, const struct jaunt_error *why);
 
 /* --- switchover.c: from the pause to COMMIT
  * --------------------------------------------------------------------------------------------- */
@@ -117,6 +165,8 @@ int source_expose(struct source *source, struct jaunt_error *error);
  * is registered after the switch. */
 int source_await_exposed(struct source *source, struct jaunt_error *error);
 void source_end_exposing(struct source *source);
+/* After COMMIT, on new channels: registers all of it anew. */
+void source_expose_again(struct source *source);
 /* Tells the target of what has been registered since. */
 void source_tell_exposed(struct source *source);
 /* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM with `error`. */

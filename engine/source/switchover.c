@@ -113,6 +113,7 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 		result = source_tell_last_stale(source, 1, error);
 	if (result == 0) {
 		atomic_store(&source->shared.session.epoch, 1);
+		source->state_sent = true;
 		result = send_state(source, state, bytes, error);
 	}
 	free(state);

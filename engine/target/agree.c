@@ -26,6 +26,7 @@ static int greet(struct target *target, struct jaunt_error *error)
 		hello_send(&target->link);
 		target->same_clock = hello_same_clock(message->hello);
 		target->answers_pings = hello_has(message->hello, "ping");
+		target->source_rejoins = hello_has(message->hello, "rejoin");
 		result = hello_check(message->hello, error);
 	}
 	control_free(message);
@@ -82,6 +83,7 @@ int target_await_source(struct target *target, struct jaunt_error *error)
 {
 	for (;;) {
 		migration_phase(&target->base, JAUNT_PHASE_WAITING);
+		target->awaits_source = true;
 		while (!target->linked) {
 			Jaunt__Control *message;
 			if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
@@ -91,6 +93,7 @@ int target_await_source(struct target *target, struct jaunt_error *error)
 			if (result < 0)
 				return error_set(error, EIO, "io_uring", "wait for a source");
 		}
+		target->awaits_source = false;
 		migration_phase(&target->base, JAUNT_PHASE_PREPARING);
 		target->differ = false;
 		int result = greet(target, error);

@@ -35,10 +35,10 @@ static size_t checker_received(void *user, const uint8_t *data, size_t bytes)
 		struct frame frame;
 		enum frame_fault fault = frame_decode(&frame, data + used);
 		if (fault != FRAME_OK || !is_answer(checker, &frame)) {
-			session_lose(&checker->shared->session, "protocol",
-				     "the peer's answer on the digest channel makes no sense (%s)",
-				     fault ? frame_fault_text(fault)
-					   : "it answers another question");
+			session_lose_of(
+				&checker->shared->session, checker->attachment, "protocol",
+				"the peer's answer on the digest channel makes no sense (%s)",
+				fault ? frame_fault_text(fault) : "it answers another question");
 			checker->dead = true;
 			channel_shutdown(checker->channel);
 			return bytes;
@@ -59,8 +59,8 @@ static void checker_closed(void *user, int error)
 	struct checker *checker = user;
 
 	checker->dead = true;
-	session_lose_channel(&checker->shared->session, checker->channel, error,
-			     "the digest channel");
+	session_lose_channel(&checker->shared->session, checker->attachment, checker->channel,
+			     error, "the digest channel");
 }
 
 static const struct channel_events checker_events = {.received = checker_received,
@@ -77,10 +77,12 @@ static uint64_t digest_of_zeros(uint64_t bytes)
 }
 
 int checker_open(struct checker *checker, struct target_shared *shared, struct channel *channel,
-		 unsigned index)
+		 unsigned index, uint32_t attachment, const _Atomic bool *interrupt)
 {
 	memset(checker, 0, sizeof(*checker));
 	checker->shared = shared;
+	checker->attachment = attachment;
+	checker->interrupt = interrupt;
 	checker->channel = channel;
 	checker->digests = calloc(FRAME_DIGEST_PAGES, sizeof(uint64_t));
 	checker->zero_digest[0] = digest_of_zeros(4096);
@@ -130,7 +132,8 @@ static int ask(struct checker *checker, size_t region, uint64_t first, uint64_t 
 	if (result < 0)
 		return result;
 	while (!checker->answered && !checker->dead &&
-	       !atomic_load(&checker->shared->install.stop)) {
+	       !atomic_load(&checker->shared->install.stop) &&
+	       !(checker->interrupt && atomic_load(checker->interrupt))) {
 		result = ring_wait(checker->ring, 100000000);
 		if (result < 0)
 			return result;

@@ -24,13 +24,17 @@ struct checker {
 	struct ring *ring;       /* its own: a wait for digests dispatches nothing else */
 	struct frame asked;      /* the question that is out; page_count 0: none */
 	uint64_t *digests;       /* the answer */
+	uint32_t attachment; /* the channel's */
+	/* Set by another thread: what is being waited for will not come. */
+	const _Atomic bool *interrupt;
 	bool all_zero, answered, dead;
 	uint64_t zero_digest[2]; /* of a page of zeros: small, huge */
 };
 
-/* On the thread that uses it. Takes the channel over. */
+/* On the thread that uses it. Takes the channel over. `interrupt` ends every wait once it is set;
+ * NULL: nothing does. */
 int checker_open(struct checker *checker, struct target_shared *shared, struct channel *channel,
-		 unsigned index);
+		 unsigned index, uint32_t attachment, const _Atomic bool *interrupt);
 void checker_close(struct checker *checker);
 
 /* Compares count <= 64 pages; sets the bit of each that is not what the source has. -errno: the

@@ -66,8 +66,8 @@ static void send_fetch(struct demand *demand, struct request *request)
 		demand->unsent--;
 	}
 	if (result < 0 && result != -EPIPE && result != -EAGAIN)
-		session_lose(&demand->shared->session, "link-lost", "ask for a page: %s",
-			     strerror(-result));
+		session_lose_of(&demand->shared->session, demand->attachment, "link-lost",
+				"ask for a page: %s", strerror(-result));
 }
 
 static void handle_absent(struct demand *demand, size_t region, uint64_t page, uint64_t now)
@@ -250,8 +250,8 @@ static void take_frame(struct demand *demand, const struct frame *frame, const u
 
 static size_t refuse(struct demand *demand, size_t bytes, const char *text)
 {
-	session_lose(&demand->shared->session, "protocol", "%s: %s", channel_name(demand->channel),
-		     text);
+	session_lose_of(&demand->shared->session, demand->attachment, "protocol", "%s: %s",
+			channel_name(demand->channel), text);
 	demand->dead = true;
 	channel_shutdown(demand->channel);
 	return bytes;
@@ -289,7 +289,8 @@ static void demand_closed(void *user, int error)
 	struct demand *demand = user;
 
 	demand->dead = true;
-	session_lose_channel(&demand->shared->session, demand->channel, error, "an urgent channel");
+	session_lose_channel(&demand->shared->session, demand->attachment, demand->channel, error,
+			     "an urgent channel");
 }
 
 static void demand_read_done(void *user, uint64_t cookie, int error)
@@ -320,11 +321,9 @@ static void demand_ready(void *user, int mask_or_error)
 	demand->readable = true;
 }
 
-static void demand_end(void *user)
+/* None of their I/O is under way any more when it returns, so nothing of theirs can come. */
+static void close_channels(struct demand *demand)
 {
-	struct demand *demand = user;
-
-	ring_watch_remove(&demand->watch);
 	if (demand->checker.shared)
 		checker_close(&demand->checker);
 	channel_drop(demand->check_channel); /* what there is to say the control link says */
@@ -334,24 +333,20 @@ static void demand_end(void *user)
 	counter_set(&demand->memory_bytes, 0);
 }
 
-static int demand_begin(void *user, struct ring *ring)
+static int open_channels(struct demand *demand)
 {
-	struct demand *demand = user;
 	struct target_shared *shared = demand->shared;
 	size_t room = target_buffer_bytes(shared, DEMAND_BUFFER_BYTES);
 	int result = 0;
 
-	demand->ring = ring;
-	demand->watch = (struct ring_watch){.ready = demand_ready,
-					    .user = demand,
-					    .fd = shared->install.uffds[demand->shard].fd};
 	if (demand->check_channel) {
 		result = checker_open(&demand->checker, shared, demand->check_channel,
-				      demand->shard);
+				      demand->shard, demand->attachment,
+				      &demand->handover.pending);
 		demand->check_channel = NULL;
 	}
 	if (result == 0 && demand->channel)
-		result = channel_bind(demand->channel, ring, &demand_events, demand, room);
+		result = channel_bind(demand->channel, demand->ring, &demand_events, demand, room);
 	if (result == 0 && demand->channel)
 		result = preamble_send(demand->channel, &shared->session, ATTACH_URGENT,
 				       demand->shard);
@@ -360,12 +355,66 @@ static int demand_begin(void *user, struct ring *ring)
 			  guestmem_largest_page(&shared->memory)) < 0)
 		trace_event(demand->lane, "reads", "no landing: pages are fetched by message");
 	counter_set(&demand->memory_bytes, demand->readpage.landing.size);
+	return result;
+}
+
+static void demand_end(void *user)
+{
+	struct demand *demand = user;
+
+	ring_watch_remove(&demand->watch);
+	close_channels(demand);
+}
+
+static int demand_begin(void *user, struct ring *ring)
+{
+	struct demand *demand = user;
+
+	demand->ring = ring;
+	demand->watch = (struct ring_watch){.ready = demand_ready,
+					    .user = demand,
+					    .fd = demand->shared->install.uffds[demand->shard].fd};
+	int result = open_channels(demand);
 	if (result == 0)
 		result = ring_watch_add(ring, &demand->watch);
 	demand->readable = true; /* faults may have come before the watch */
 	if (result < 0)
 		demand_end(demand);
 	return result;
+}
+
+/* Every request that is in the table was asked for on channels that are gone. */
+static void ask_again(struct demand *demand)
+{
+	demand->unsent = 0;
+	for (unsigned i = 0; i < REQUESTS_MAX * 2; i++) {
+		struct request *request = &demand->requests.slots[i];
+		request->unsent = request->used;
+		demand->unsent += request->used;
+	}
+}
+
+static void take_handover(struct demand *demand)
+{
+	struct channel *channel, *check_channel;
+	uint32_t attachment;
+
+	if (!handover_take(&demand->handover, &channel, &check_channel, &attachment))
+		return;
+	close_channels(demand);
+	demand->channel = channel;
+	demand->check_channel = check_channel;
+	demand->attachment = attachment;
+	demand->dead = false;
+	demand->readable = true;
+	int result = open_channels(demand);
+	if (result < 0) {
+		close_channels(demand);
+		demand->dead = true;
+		session_lose_of(&demand->shared->session, attachment, "start",
+				"serve a channel: %s", strerror(-result));
+	}
+	ask_again(demand);
 }
 
 /* Asks for what found no room before. */
@@ -385,6 +434,7 @@ static int64_t demand_pump(void *user)
 {
 	struct demand *demand = user;
 
+	take_handover(demand);
 	if (demand->unsent)
 		send_unsent(demand);
 	read_faults(demand);
@@ -404,6 +454,8 @@ int demand_start(struct demand *demand, struct target_shared *shared, unsigned s
 	demand->shard = shard;
 	demand->channel = channel;
 	demand->check_channel = check_channel;
+	demand->attachment = atomic_load(&shared->session.attachment);
+	handover_init(&demand->handover);
 	snprintf(name, sizeof(name), "jaunt-fault-%u", shard);
 	demand->lane = trace_lane(shared->trace, name);
 	int result = worker_start(&demand->worker, name, WORKER_URGENT, &demand_ops, demand);
@@ -417,7 +469,15 @@ int demand_start(struct demand *demand, struct target_shared *shared, unsigned s
 	return result;
 }
 
+void demand_reattach(struct demand *demand, struct channel *channel,
+		     struct channel *check_channel, uint32_t attachment)
+{
+	handover_give(&demand->handover, channel, check_channel, attachment);
+	worker_wake(&demand->worker);
+}
+
 void demand_stop(struct demand *demand)
 {
 	worker_stop(&demand->worker);
+	handover_forget(&demand->handover);
 }

@@ -12,6 +12,7 @@
 #include "engine/histogram.h"
 #include "engine/stats.h"
 #include "engine/target/checker.h"
+#include "engine/target/handover.h"
 #include "engine/target/readpage.h"
 #include "engine/target/requests.h"
 #include "engine/target/shared.h"
@@ -25,7 +26,9 @@ struct demand {
 	unsigned shard;
 	struct channel *channel;       /* owned; urgent; NULL until attached */
 	struct channel *check_channel; /* owned until the checker has it; NULL without verify */
+	struct handover handover;
 	/* Its thread's own from here on, but for counters and latency, which anyone may read. */
+	uint32_t attachment; /* the channels' */
 	struct ring *ring;
 	struct ring_watch watch;
 	struct trace_lane *lane;
@@ -44,6 +47,10 @@ struct demand {
  * freed. */
 int demand_start(struct demand *demand, struct target_shared *shared, unsigned shard,
 		 struct channel *channel, struct channel *check_channel);
+/* New channels in place of the old: what was asked for and has not come is asked for again. Takes
+ * them over. */
+void demand_reattach(struct demand *demand, struct channel *channel,
+		     struct channel *check_channel, uint32_t attachment);
 void demand_stop(struct demand *demand);
 
 #endif

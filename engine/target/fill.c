@@ -34,8 +34,8 @@
 
 static size_t refuse(struct fill *fill, size_t bytes, const char *text)
 {
-	session_lose(&fill->shared->session, "protocol", "%s: %s", channel_name(fill->channel),
-		     text);
+	session_lose_of(&fill->shared->session, fill->attachment, "protocol", "%s: %s",
+			channel_name(fill->channel), text);
 	fill->dead = true;
 	channel_shutdown(fill->channel);
 	return bytes;
@@ -452,7 +452,8 @@ static void fill_closed(void *user, int error)
 	struct fill *fill = user;
 
 	fill->dead = true;
-	session_lose_channel(&fill->shared->session, fill->channel, error, "a stream");
+	session_lose_channel(&fill->shared->session, fill->attachment, fill->channel, error,
+			     "a stream");
 }
 
 static const struct channel_events fill_events = {.received = fill_received,
@@ -463,16 +464,43 @@ static const struct channel_events fill_events = {.received = fill_received,
 /* --- The thread ---------------------------------------------------------------------------------
  */
 
-static void fill_end(void *user)
+/* None of their I/O is under way any more when it returns, so nothing of theirs can come. */
+static void close_channels(struct fill *fill)
 {
-	struct fill *fill = user;
-
 	if (fill->checker.shared)
 		checker_close(&fill->checker);
 	channel_drop(fill->check_channel); /* what there is to say the control link says */
 	channel_drop(fill->channel);
 	fill->channel = fill->check_channel = NULL;
 	pull_close(fill);
+}
+
+static int open_channels(struct fill *fill)
+{
+	struct target_shared *shared = fill->shared;
+	size_t room = target_buffer_bytes(shared, budget_receive_bytes(shared->streams));
+	int result = 0;
+
+	if (fill->check_channel) {
+		result = checker_open(&fill->checker, shared, fill->check_channel,
+				      shared->hint_count + fill->index, fill->attachment,
+				      &fill->handover.pending);
+		fill->check_channel = NULL;
+	}
+	if (result == 0)
+		result = channel_bind(fill->channel, fill->ring, &fill_events, fill, room);
+	if (result == 0)
+		result = preamble_send(fill->channel, &shared->session, ATTACH_STREAM, fill->index);
+	if (result == 0)
+		pull_open(fill);
+	return result;
+}
+
+static void fill_end(void *user)
+{
+	struct fill *fill = user;
+
+	close_channels(fill);
 	for (unsigned i = 0; i < FILL_BLOCKS_MAX; i++) {
 		free(fill->blocks[i]);
 		fill->blocks[i] = NULL;
@@ -482,26 +510,51 @@ static void fill_end(void *user)
 static int fill_begin(void *user, struct ring *ring)
 {
 	struct fill *fill = user;
-	struct target_shared *shared = fill->shared;
-	size_t room = target_buffer_bytes(shared, budget_receive_bytes(shared->streams));
-	int result = 0;
 
 	fill->ring = ring;
-	counter_add(&fill->memory_bytes, room);
-	if (fill->check_channel) {
-		result = checker_open(&fill->checker, shared, fill->check_channel,
-				      shared->hint_count + fill->index);
-		fill->check_channel = NULL;
-	}
-	if (result == 0)
-		result = channel_bind(fill->channel, ring, &fill_events, fill, room);
-	if (result == 0)
-		result = preamble_send(fill->channel, &shared->session, ATTACH_STREAM, fill->index);
-	if (result == 0)
-		pull_open(fill);
+	counter_add(&fill->memory_bytes,
+		    target_buffer_bytes(fill->shared, budget_receive_bytes(fill->shared->streams)));
+	int result = open_channels(fill);
 	if (result < 0)
 		fill_end(fill);
 	return result;
+}
+
+/* What was asked for on channels that are gone will not come: it is offered again. */
+static void return_blocks(struct fill *fill)
+{
+	for (unsigned i = 0; i < FILL_BLOCKS_MAX; i++) {
+		struct fill_block *block = fill->blocks[i];
+		if (block && block->used)
+			fill_return_block(fill, block);
+		if (block)
+			block->sending = false;
+	}
+	fill->order_head = fill->order_count = 0;
+	fill->left = 0;
+}
+
+static void take_handover(struct fill *fill)
+{
+	struct channel *channel, *check_channel;
+	uint32_t attachment;
+
+	if (!handover_take(&fill->handover, &channel, &check_channel, &attachment))
+		return;
+	close_channels(fill);
+	return_blocks(fill);
+	fill->channel = channel;
+	fill->check_channel = check_channel;
+	fill->attachment = attachment;
+	fill->window = FILL_BLOCKS_MIN;
+	fill->dead = false;
+	int result = open_channels(fill);
+	if (result < 0) {
+		close_channels(fill);
+		fill->dead = true;
+		session_lose_of(&fill->shared->session, attachment, "start", "serve a stream: %s",
+				strerror(-result));
+	}
 }
 
 static int64_t fill_pump(void *user)
@@ -509,6 +562,7 @@ static int64_t fill_pump(void *user)
 	struct fill *fill = user;
 	struct target_shared *shared = fill->shared;
 
+	take_handover(fill);
 	/* Without digests nothing that came could be installed, and would be asked for for ever. */
 	if (fill->dead || (shared->session.verify && fill->checker.dead) ||
 	    !atomic_load(&shared->granting) ||
@@ -539,6 +593,8 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	fill->place.shared = shared;
 	fill->channel = channel;
 	fill->check_channel = check_channel;
+	fill->attachment = atomic_load(&shared->session.attachment);
+	handover_init(&fill->handover);
 	fill->window = FILL_BLOCKS_MIN;
 	fill->window_max = budget_blocks(shared->streams);
 	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
@@ -549,7 +605,15 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	return result;
 }
 
+void fill_reattach(struct fill *fill, struct channel *channel, struct channel *check_channel,
+		   uint32_t attachment)
+{
+	handover_give(&fill->handover, channel, check_channel, attachment);
+	worker_wake(&fill->worker);
+}
+
 void fill_stop(struct fill *fill)
 {
 	worker_stop(&fill->worker);
+	handover_forget(&fill->handover);
 }

@@ -12,6 +12,7 @@
 #include "engine/budget.h"
 #include "engine/stats.h"
 #include "engine/target/checker.h"
+#include "engine/target/handover.h"
 #include "engine/target/place.h"
 #include "engine/target/shared.h"
 #include "engine/worker.h"
@@ -64,7 +65,9 @@ struct fill {
 	unsigned index;
 	struct channel *channel;       /* owned */
 	struct channel *check_channel; /* owned until the checker has it */
+	struct handover handover;
 	/* Its thread's own from here on, but for the counters. */
+	uint32_t attachment; /* the channels' */
 	struct ring *ring;
 	struct trace_lane *lane;
 	struct checker checker;
@@ -90,6 +93,10 @@ struct fill {
 /* Takes the channels over, also on an error. 0 or -errno. */
 int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	       struct channel *channel, struct channel *check_channel);
+/* New channels in place of the old: what was granted and has not come is absent, and will be granted
+ * again. Takes them over. */
+void fill_reattach(struct fill *fill, struct channel *channel, struct channel *check_channel,
+		   uint32_t attachment);
 void fill_stop(struct fill *fill);
 
 /* --- Shared by fill.c and pull.c

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -20,8 +21,10 @@ static size_t gate_received(void *user, const uint8_t *data, size_t bytes)
 	struct gate_visitor *visitor = user;
 	const char *why;
 
-	if (visitor->arrived || visitor->refused)
-		return visitor->refused ? bytes : 0;
+	if (visitor->leaving || visitor->refused)
+		return bytes;
+	if (visitor->arrived)
+		return 0;
 	/* Whoever speaks another protocol shows it in the first bytes, and may send few. */
 	if (bytes >= 2 && (data[0] | data[1] << 8) != FRAME_MAGIC) {
 		turn_away(visitor, frame_fault_text(FRAME_BAD_MAGIC));
@@ -42,6 +45,8 @@ static void gate_closed(void *user, int error)
 	struct gate_visitor *visitor = user;
 
 	(void)error;
+	if (visitor->leaving)
+		visitor->refused = true;
 	if (!visitor->refused)
 		turn_away(visitor, "it closed the connection before saying what it wants");
 	visitor->arrived = false;
@@ -49,12 +54,19 @@ static void gate_closed(void *user, int error)
 
 static const struct channel_events gate_events = {.received = gate_received, .closed = gate_closed};
 
+static void let_go(struct gate_visitor *visitor)
+{
+	channel_drop(visitor->channel);
+	free(visitor->farewell);
+	visitor->channel = NULL;
+	visitor->farewell = NULL;
+}
+
 static void evict(struct gate_visitor *visitor)
 {
-	if (!visitor->refused)
+	if (!visitor->refused && !visitor->leaving)
 		turn_away(visitor, "it said nothing, and others came");
-	channel_drop(visitor->channel);
-	visitor->channel = NULL;
+	let_go(visitor);
 }
 
 /* A free place, if need be that of the visitor who has been standing there for longest: a crowd
@@ -140,7 +152,8 @@ void gate_close(struct gate *gate)
 	listener_unbind(gate->listener);
 	listener_admit(gate->listener, NULL, NULL);
 	for (unsigned i = 0; i < GATE_PENDING_MAX; i++)
-		channel_drop(gate->visitors[i].channel);
+		if (gate->visitors[i].channel)
+			let_go(&gate->visitors[i]);
 	memset(gate, 0, sizeof(*gate));
 }
 
@@ -152,11 +165,12 @@ bool gate_take(struct gate *gate, struct channel **channel, struct attach *attac
 		struct gate_visitor *visitor = &gate->visitors[i];
 		if (!visitor->channel)
 			continue;
+		if (visitor->leaving && now > visitor->deadline_ns)
+			visitor->refused = true;
 		if (!visitor->refused && !visitor->arrived && now > visitor->deadline_ns)
 			turn_away(visitor, "it said nothing in time");
 		if (visitor->refused) {
-			channel_drop(visitor->channel);
-			visitor->channel = NULL;
+			let_go(visitor);
 		} else if (visitor->arrived) {
 			channel_unbind(visitor->channel);
 			*channel = visitor->channel;
@@ -166,6 +180,48 @@ bool gate_take(struct gate *gate, struct channel **channel, struct attach *attac
 		}
 	}
 	return false;
+}
+
+/* As a target begins, so that a source of any kind goes on to what comes behind it. */
+static void tell(struct gate_visitor *visitor, const char *reason, const char *text)
+{
+	static const struct session nobody;
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__Refused refused = JAUNT__REFUSED__INIT;
+	char *texts[] = {(char *)text};
+	size_t bytes;
+
+	refused.reason = (char *)reason;
+	refused.texts = texts;
+	refused.n_texts = 1;
+	message.message_case = JAUNT__CONTROL__MESSAGE_REFUSED;
+	message.refused = &refused;
+	if (control_pack(&message, &visitor->farewell, &bytes) < 0 ||
+	    preamble_send(visitor->channel, &nobody, ATTACH_CONTROL, 0) < 0 ||
+	    channel_send(visitor->channel, NULL, 0, visitor->farewell, bytes, 0) < 0)
+		visitor->refused = true;
+}
+
+void gate_refuse(struct gate *gate, struct channel *channel, const char *reason, const char *text)
+{
+	struct gate_visitor *visitor = place_for(gate);
+
+	if (!visitor) {
+		channel_free(channel);
+		return;
+	}
+	*visitor = (struct gate_visitor){.gate = gate,
+					 .channel = channel,
+					 .leaving = true,
+					 .deadline_ns = clock_ns() +
+							(uint64_t)gate->timeout_ms * 1000000u};
+	snprintf(gate->turned_away, sizeof(gate->turned_away), "%.100s: %.140s",
+		 channel_name(channel), text);
+	gate->turned_away_count++;
+	if (channel_bind(channel, gate->ring, &gate_events, visitor, PREAMBLE_BYTES) < 0)
+		visitor->refused = true;
+	else
+		tell(visitor, reason, text);
 }
 
 uint64_t gate_deadline_ns(const struct gate *gate)

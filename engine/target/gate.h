@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The target's door: accepts connections and reads the 96 bytes that begin each, without letting a
- * silent or senseless one hold up the others. What proves to belong to us is handed on, unbound.
+ * silent or senseless one hold up the others. What proves to belong to us is handed on, unbound. Who
+ * is then found to have come in vain is told why, and seen out.
  */
 #ifndef ENGINE_TARGET_GATE_H
 #define ENGINE_TARGET_GATE_H
@@ -10,6 +11,7 @@
 #include <stdint.h>
 
 #include "engine/session.h"
+#include "proto/control.h"
 
 #define GATE_PENDING_MAX 128u
 /* Of those that were asked for a token first: they come over a transport where each costs a queue
@@ -25,6 +27,8 @@ struct gate_visitor {
 	struct attach attach;
 	bool arrived; /* the preamble is there and makes sense */
 	bool refused; /* to be freed outside of its own callback */
+	bool leaving; /* was told why; stays until it has gone, or its time is up */
+	uint8_t *farewell; /* what it is being told; freed after the channel */
 };
 
 struct gate {
@@ -47,6 +51,9 @@ void gate_close(struct gate *gate);
 /* Call after every wait on the ring: lets go of who is too late. Takes one visitor whose preamble
  * is complete: true, and the caller owns the unbound channel. */
 bool gate_take(struct gate *gate, struct channel **channel, struct attach *attach);
+
+/* Tells one that was taken (control, unbound) with REFUSED why it cannot stay. Takes it over. */
+void gate_refuse(struct gate *gate, struct channel *channel, const char *reason, const char *text);
 
 /* When gate_take() should be called at the latest (CLOCK_MONOTONIC), UINT64_MAX: no hurry. */
 uint64_t gate_deadline_ns(const struct gate *gate);

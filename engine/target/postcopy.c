@@ -2,7 +2,8 @@
 /*
  * After COMMIT: the VM runs here. This thread watches: it tells the source how far it is, says why
  * when pages do not arrive, and ends the migration when none is missing. A lost link blocks the
- * guest on what is missing; page map, userfaultfds and session stay as they are.
+ * guest on what is missing until the source comes back (rejoin.c); page map, userfaultfds and
+ * session stay as they are.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -17,6 +18,7 @@
 
 #define PROGRESS_NS 100000000u
 #define COMPLETE_NS 1000000000u
+#define RELEASE_NS  UINT64_C(60000000000) /* for a source that is away to hear of the end */
 #define MS_NS       1000000u
 
 /* Why pages do not arrive, if they do not: true and `why`. */
@@ -39,19 +41,14 @@ static bool is_blocked(struct target *target, struct jaunt_error *why)
 			  atomic_load(&shared->condemned));
 		return true;
 	}
-	if (atomic_load(&shared->session.lost) || target->link.closed) {
-		struct jaunt_error lost = {0};
-		if (atomic_load(&shared->session.lost)) {
-			pthread_mutex_lock(&shared->session.mutex);
-			lost = shared->session.why;
-			pthread_mutex_unlock(&shared->session.mutex);
-		} else {
-			link_why(&target->link, &lost);
-		}
-		error_set(why, ECONNRESET, lost.reason,
+	if (!target_in_touch(target) || target->channels_wanted ||
+	    atomic_load(&shared->session.lost)) {
+		if (!target->away && !target->channels_wanted)
+			target_note_loss(target);
+		error_set(why, ECONNRESET, target->lost.reason,
 			  "%s; %" PRIu64 " pages are missing, and the guest waits where it needs "
-			  "one of them",
-			  lost.text, missing);
+			  "one of them, until the source comes back",
+			  target->lost.text, missing);
 		return true;
 	}
 	if (target->answers_pings &&
@@ -109,6 +106,13 @@ int target_await_remainder(struct target *target, struct jaunt_error *error)
 	return 0;
 }
 
+/* A page channel is lost: all of the session's are replaced, the link with them. */
+static bool is_cut_off(const struct target *target)
+{
+	return atomic_load(&target->shared.session.lost) && target->agreed &&
+	       target->source_rejoins;
+}
+
 static void look_around(struct target *target)
 {
 	struct jaunt_error why = {0};
@@ -138,25 +142,36 @@ static void await_counts(struct target *target)
 	}
 }
 
-/* Tells the source until it has heard; 0 also when it is gone: the VM needs it no more. */
+/* Tells the source until it has heard, also over a link that comes back. At last, 0 also when it
+ * does not: the VM needs it no more. */
 static void release_source(struct target *target)
 {
-	for (;;) {
+	uint64_t give_up = UINT64_MAX, again = 0;
+
+	while (clock_ns() < give_up && !atomic_load(&target->base.abandon)) {
 		Jaunt__Control *message;
-		if (target->link.closed || target_send_progress(target, true, NULL) < 0)
-			return;
-		uint64_t again = clock_ns() + COMPLETE_NS;
-		while (clock_ns() < again) {
-			int result = target_turn(target, again, &message);
-			if (result < 0 || atomic_load(&target->base.abandon))
+		if (target_in_touch(target)) {
+			give_up = UINT64_MAX;
+			if (clock_ns() >= again) {
+				target_send_progress(target, true, NULL);
+				again = clock_ns() + COMPLETE_NS;
+			}
+		} else {
+			if (!target->source_rejoins)
 				return;
-			if (result == 0)
-				continue;
-			bool released = message->message_case == JAUNT__CONTROL__MESSAGE_RELEASED;
-			control_free(message);
-			if (released)
-				return;
+			if (give_up == UINT64_MAX)
+				give_up = clock_ns() + RELEASE_NS;
+			again = 0;
 		}
+		int result = target_turn(target, again ? again : give_up, &message);
+		if (result < 0 && target->linked)
+			target_lose_link(target);
+		if (result != 1)
+			continue;
+		bool released = message->message_case == JAUNT__CONTROL__MESSAGE_RELEASED;
+		control_free(message);
+		if (released)
+			return;
 	}
 }
 
@@ -186,6 +201,16 @@ static int vm_is_gone(struct target *target, struct jaunt_error *error)
 	return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_UNKNOWN, error);
 }
 
+static void tell_progress(struct target *target)
+{
+	bool blocked = target->base.status.phase == JAUNT_PHASE_BLOCKED;
+
+	if (!target_in_touch(target) || target->channels_wanted)
+		return;
+	target_send_progress(target, false, blocked ? target->base.status.reason : NULL);
+	send_ping(target);
+}
+
 /* The operator gives the VM up with pages missing. The guest must not run on without a handler: it
  * would read zeros. A guest that cannot even be stopped keeps its handler, for as long as the
  * migration is not closed. */
@@ -211,24 +236,22 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 	struct target_shared *shared = &target->shared;
 	uint64_t progress_ns = clock_ns() + PROGRESS_NS;
 
+	/* In doubt until the source came back: it waits for more than RESUMED. */
+	if (target->link_epoch && target->linked)
+		target_rejoin_agree(target);
 	while (pagemap_missing(&shared->map)) {
 		Jaunt__Control *message;
-		int result = 0;
-		if (target->link.closed)
-			ring_wait(target->ring, PROGRESS_NS);
-		else
-			result = target_turn(target, progress_ns, &message);
+		int result = target_turn(target, progress_ns, &message);
 		if (result == 1)
 			control_free(message);
+		if (target->linked && (result < 0 || is_cut_off(target)))
+			target_lose_link(target);
 		inject_kill(INJECT_KILL_POSTCOPY);
 		if (process_check(&target->process, 0, error) < 0)
 			return vm_is_gone(target, error);
 		look_around(target);
-		if (!target->link.closed && clock_ns() >= progress_ns) {
-			bool blocked = target->base.status.phase == JAUNT_PHASE_BLOCKED;
-			target_send_progress(target, false,
-					     blocked ? target->base.status.reason : NULL);
-			send_ping(target);
+		if (clock_ns() >= progress_ns) {
+			tell_progress(target);
 			progress_ns = clock_ns() + PROGRESS_NS;
 		}
 		/* Not if the last page has come meanwhile: then there is nothing to give up. */

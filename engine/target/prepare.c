@@ -222,13 +222,21 @@ static bool keep(struct channel **place, struct channel *channel)
 
 static int start_demand(struct target *target, unsigned index)
 {
-	struct demand *demand = calloc(1, sizeof(*demand));
 	struct channel *channel = target->waiting_urgent[index];
 	struct channel *check = target->waiting_urgent_check[index];
+	uint32_t attachment = atomic_load(&target->shared.session.attachment);
 
+	if (target->demands[index]) {
+		demand_reattach(target->demands[index], channel, check, attachment);
+		target->waiting_urgent[index] = target->waiting_urgent_check[index] = NULL;
+		target->has_urgent[index] = true;
+		return 0;
+	}
+	struct demand *demand = calloc(1, sizeof(*demand));
 	if (!demand)
 		return -ENOMEM;
 	target->waiting_urgent[index] = target->waiting_urgent_check[index] = NULL;
+	target->has_urgent[index] = true;
 	int result = demand_start(demand, &target->shared, index, channel, check);
 	pthread_mutex_lock(&target->base.mutex);
 	target->demands[index] = demand;
@@ -238,13 +246,21 @@ static int start_demand(struct target *target, unsigned index)
 
 static int start_fill(struct target *target, unsigned index)
 {
-	struct fill *fill = calloc(1, sizeof(*fill));
 	struct channel *channel = target->waiting_stream[index];
 	struct channel *check = target->waiting_stream_check[index];
+	uint32_t attachment = atomic_load(&target->shared.session.attachment);
 
+	if (target->fills[index]) {
+		fill_reattach(target->fills[index], channel, check, attachment);
+		target->waiting_stream[index] = target->waiting_stream_check[index] = NULL;
+		target->has_stream[index] = true;
+		return 0;
+	}
+	struct fill *fill = calloc(1, sizeof(*fill));
 	if (!fill)
 		return -ENOMEM;
 	target->waiting_stream[index] = target->waiting_stream_check[index] = NULL;
+	target->has_stream[index] = true;
 	int result = fill_start(fill, &target->shared, index, channel, check);
 	pthread_mutex_lock(&target->base.mutex);
 	target->fills[index] = fill;
@@ -262,14 +278,16 @@ void target_attach(struct target *target, struct channel *channel, const struct 
 
 	if (!target->channels_wanted ||
 	    !session_equal(attach->session, shared->session.id, SESSION_ID_BYTES) ||
-	    !session_equal(attach->secret, shared->session.secret, SESSION_SECRET_BYTES)) {
+	    !session_equal(attach->secret, shared->session.secret, SESSION_SECRET_BYTES) ||
+	    attach->epoch != target->link_epoch) {
 		channel_drop(channel);
 		return;
 	}
 	channel_timeout(channel, target->base.options.peer_timeout_ms);
-	if (attach->role == ATTACH_URGENT && index < target->shards && !target->demands[index])
+	if (attach->role == ATTACH_URGENT && index < target->shards && !target->has_urgent[index])
 		kept = keep(&target->waiting_urgent[index], channel);
-	else if (attach->role == ATTACH_STREAM && index < target->streams && !target->fills[index])
+	else if (attach->role == ATTACH_STREAM && index < target->streams &&
+		 !target->has_stream[index])
 		kept = keep(&target->waiting_stream[index], channel);
 	else if (attach->role == ATTACH_VERIFY && verify && index < target->shards)
 		kept = keep(&target->waiting_urgent_check[index], channel);
@@ -293,10 +311,10 @@ void target_attach(struct target *target, struct channel *channel, const struct 
 bool target_attached(const struct target *target)
 {
 	for (unsigned i = 0; i < target->shards; i++)
-		if (!target->demands[i])
+		if (!target->has_urgent[i])
 			return false;
 	for (unsigned i = 0; i < target->streams; i++)
-		if (!target->fills[i])
+		if (!target->has_stream[i])
 			return false;
 	return true;
 }
@@ -307,6 +325,36 @@ static void free_waiting(struct channel **channels, unsigned count)
 		channel_drop(channels[i]);
 		channels[i] = NULL;
 	}
+}
+
+static void free_all_waiting(struct target *target)
+{
+	free_waiting(target->waiting_urgent, INSTALL_SHARDS_MAX);
+	free_waiting(target->waiting_urgent_check, INSTALL_SHARDS_MAX);
+	free_waiting(target->waiting_stream, TARGET_STREAMS_MAX);
+	free_waiting(target->waiting_stream_check, TARGET_STREAMS_MAX);
+}
+
+/* No thread has channels that it has not taken over. */
+static bool is_quiet(const struct target *target)
+{
+	bool pending = false;
+
+	for (unsigned i = 0; i < target->shards; i++)
+		pending |= target->demands[i] && atomic_load(&target->demands[i]->handover.pending);
+	for (unsigned i = 0; i < target->streams; i++)
+		pending |= target->fills[i] && atomic_load(&target->fills[i]->handover.pending);
+	return !pending;
+}
+
+void target_reattach(struct target *target, uint32_t epoch)
+{
+	free_all_waiting(target);
+	memset(target->has_urgent, 0, sizeof(target->has_urgent));
+	memset(target->has_stream, 0, sizeof(target->has_stream));
+	reads_restart(&target->shared.reads, is_quiet(target));
+	session_reattach(&target->shared.session, epoch);
+	target->channels_wanted = true;
 }
 
 void target_stop_threads(struct target *target)
@@ -323,10 +371,7 @@ void target_stop_threads(struct target *target)
 	for (unsigned i = 0; i < INSTALL_SHARDS_MAX; i++)
 		if (target->demands[i])
 			demand_stop(target->demands[i]);
-	free_waiting(target->waiting_urgent, INSTALL_SHARDS_MAX);
-	free_waiting(target->waiting_urgent_check, INSTALL_SHARDS_MAX);
-	free_waiting(target->waiting_stream, TARGET_STREAMS_MAX);
-	free_waiting(target->waiting_stream_check, TARGET_STREAMS_MAX);
+	free_all_waiting(target);
 }
 
 void target_release_memory(struct target *target)
@@ -370,6 +415,9 @@ void target_unprepare(struct target *target)
 			       round_up(shared->memory.regions[i].pages, 64) / 8);
 		shared->demanded[i] = NULL;
 	}
+	memset(target->has_urgent, 0, sizeof(target->has_urgent));
+	memset(target->has_stream, 0, sizeof(target->has_stream));
+	target->channels_wanted = false;
 	if (!target->ran) {
 		pthread_mutex_lock(&target->base.mutex);
 		void *vm = target->vm;

@@ -30,7 +30,7 @@ void pull_open(struct fill *fill)
 	uint64_t largest = guestmem_largest_page(&shared->memory);
 	struct jaunt_error error = {0};
 
-	pull->at = UINT64_MAX;
+	*pull = (struct pull){.at = UINT64_MAX};
 	if (!shared->reads.memory || !channel_can_read(fill->channel))
 		return;
 	pull->slot_bytes = largest > RUN_BYTES ? largest : RUN_BYTES;
@@ -46,6 +46,7 @@ void pull_open(struct fill *fill)
 
 void pull_close(struct fill *fill)
 {
+	counter_set(&fill->memory_bytes, counter_get(&fill->memory_bytes) - fill->pull.landing.size);
 	landing_free(&fill->pull.landing);
 }
 
@@ -114,8 +115,8 @@ static bool start_read(struct fill *fill, unsigned index, uint64_t first,
 				  place->address, place->key, place->count * page_bytes, slot);
 	if (result < 0) {
 		if (result != -EAGAIN && result != -EPIPE)
-			session_lose(&fill->shared->session, "link-lost", "READ pages: %s",
-				     strerror(-result));
+			session_lose_of(&fill->shared->session, fill->attachment, "link-lost",
+					"READ pages: %s", strerror(-result));
 		return false;
 	}
 	pull->busy |= UINT64_C(1) << slot;

@@ -51,17 +51,46 @@ int reads_open(struct reads *reads, const struct guestmem *memory)
 	return 0;
 }
 
+static void free_batches(struct reads_batch **batches)
+{
+	while (*batches) {
+		struct reads_batch *next = (*batches)->next;
+		free(*batches);
+		*batches = next;
+	}
+}
+
 void reads_close(struct reads *reads)
 {
 	for (size_t i = 0; i < JAUNT_MAX_REGIONS; i++)
 		if (reads->cells[i])
 			munmap(reads->cells[i], reads->cell_count[i] * sizeof(*reads->cells[i]));
-	while (reads->batches) {
-		struct reads_batch *next = reads->batches->next;
-		free(reads->batches);
-		reads->batches = next;
-	}
+	free_batches(&reads->batches);
+	free_batches(&reads->past);
 	*reads = (struct reads){0};
+}
+
+void reads_restart(struct reads *reads, bool quiet)
+{
+	struct reads_batch **last = &reads->past;
+
+	if (!reads->memory)
+		return;
+	for (size_t i = 0; i < reads->memory->region_count; i++)
+		for (uint64_t cell = 0; cell < reads->cell_count[i]; cell++) {
+			struct reads_chunk *chunk = reads->cells[i][cell];
+			if (!chunk) /* untouched cells stay untouched */
+				continue;
+			atomic_store(&chunk->withdrawn, true);
+			reads->cells[i][cell] = NULL;
+		}
+	if (quiet)
+		free_batches(&reads->past);
+	while (*last)
+		last = &(*last)->next;
+	*last = reads->batches;
+	reads->batches = NULL;
+	reads->chunks = reads->forgotten = 0;
 }
 
 static bool run_exists(const struct reads *reads, size_t region, uint64_t first, uint64_t count)

@@ -3,8 +3,9 @@
  * What of the source's memory this side may READ: the chunks that the source has exposed, found by
  * page.
  *
- * One thread tells it of chunks and lets it forget them (before the epoch begins: from then on no
- * chunk goes away, and so no READ can be under way of one that has); any thread looks up. A chunk
+ * One thread tells it of chunks and lets it forget them (before the epoch begins, or when all
+ * channels are replaced: otherwise no chunk goes away, and so no READ can be under way of one that
+ * has); any thread looks up. A chunk
  * is never changed once it can be found.
  */
 #ifndef ENGINE_TARGET_READS_H
@@ -34,6 +35,7 @@ struct reads {
 	uint64_t cell_count[JAUNT_MAX_REGIONS];
 	/* The telling thread's own. */
 	struct reads_batch *batches; /* every chunk that was told, until reads_close() */
+	struct reads_batch *past;    /* of attachments before, for whoever still looks at one */
 	uint64_t chunks, chunks_max;
 	uint64_t pages, forgotten; /* of memory; of them, in runs that were forgotten */
 	_Atomic uint64_t bytes;    /* of memory that this holds */
@@ -57,6 +59,10 @@ int reads_tell(struct reads *reads, const size_t *regions, const struct reads_ch
 /* Forgets every chunk that a page of the run would be READ from, all of it. -EPROTO: no such run;
  * more pages in all than memory has, which runs of their own never are. */
 int reads_forget(struct reads *reads, size_t region, uint64_t first, uint64_t count);
+
+/* The session is attached again: what was told before is found no more, and keys are told from
+ * scratch. `quiet`: nobody has looked anything up since before the last call. */
+void reads_restart(struct reads *reads, bool quiet);
 
 /* Whether the page may be READ; how, and how many of up to `count` from it on. Any thread. */
 bool reads_find(const struct reads *reads, size_t region, uint64_t page, uint64_t count,

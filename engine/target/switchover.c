@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * From FREEZE to the first entry of a vCPU. From LOADED on this side is in doubt: it neither runs
- * nor discards the VM until it hears COMMIT or ABORT; if the link is lost there, only an operator
- * can decide.
+ * nor discards the VM until it hears COMMIT or ABORT, if the link is lost then on the next one
+ * (rejoin.c), or until an operator decides.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -163,6 +163,7 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	loaded.load_ns = took_ns;
 	message.message_case = JAUNT__CONTROL__MESSAGE_LOADED;
 	message.loaded = &loaded;
+	target->loaded = target->agreed = true;
 	if (inject_fires(INJECT_LINK_CUT_LOADED))
 		channel_shutdown(target->link.channel);
 	link_send(&target->link, &message);
@@ -174,29 +175,29 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	return 0;
 }
 
+static void say_in_doubt(struct target *target)
+{
+	struct jaunt_error why = target->lost;
+
+	error_set(&why, ECONNRESET, "in-doubt",
+		  "the link was lost before COMMIT or ABORT was heard: the VM may run at the "
+		  "source. The source says so itself when it reaches this host again. Fence it "
+		  "before running the VM here");
+	migration_reason(&target->base, &why);
+	migration_place(&target->base, JAUNT_AT_UNKNOWN);
+	migration_phase(&target->base, JAUNT_PHASE_IN_DOUBT);
+}
+
 enum target_verdict target_await_commit(struct target *target, struct jaunt_error *error)
 {
-	bool asked = false, lost = false;
+	bool asked = false;
 
 	for (;;) {
 		Jaunt__Control *message;
-		int result = lost ? (ring_wait(target->ring, -1), 0)
-				  : target_turn(target, UINT64_MAX, &message);
-		if (result < 0) {
-			struct jaunt_error why = {0};
-			link_why(&target->link, &why);
-			error_set(&why, ECONNRESET, "in-doubt",
-				  "the link was lost before COMMIT or ABORT was heard: the VM may "
-				  "run at the source. Fence the source before running it here");
-			pthread_mutex_lock(&target->base.mutex);
-			snprintf(target->base.status.reason, sizeof(target->base.status.reason),
-				 "%s", why.reason);
-			snprintf(target->base.status.error, sizeof(target->base.status.error), "%s",
-				 why.text);
-			target->base.status.vm_is_at = JAUNT_AT_UNKNOWN;
-			pthread_mutex_unlock(&target->base.mutex);
-			migration_phase(&target->base, JAUNT_PHASE_IN_DOUBT);
-			lost = true;
+		int result = target_turn(target, UINT64_MAX, &message);
+		if (result < 0 && target->linked) {
+			target_lose_link(target);
+			say_in_doubt(target);
 		}
 		if (result == 1) {
 			Jaunt__Control__MessageCase what = message->message_case;
@@ -216,9 +217,9 @@ enum target_verdict target_await_commit(struct target *target, struct jaunt_erro
 				  "VM is");
 			return TARGET_ABANDONED;
 		}
-		if (lost && atomic_load(&target->base.resume_fenced))
+		if (!target->linked && atomic_load(&target->base.resume_fenced))
 			return TARGET_FENCED;
-		if (atomic_load(&target->base.cancel) && !asked && !lost) {
+		if (atomic_load(&target->base.cancel) && !asked && target_in_touch(target)) {
 			asked = true; /* only a request: the source decides */
 			target_say(target, JAUNT__CONTROL__MESSAGE_CANCEL_REQUEST, NULL, NULL);
 		}
@@ -240,6 +241,9 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 		return result;
 	}
 	target->ran = true;
+	target->first_entry_ns = first_entry_ns;
+	target->commit_to_entry_ns = first_entry_ns - commit_ns;
+	migration_reason(base, NULL); /* it may have been in doubt */
 	pthread_mutex_lock(&base->mutex);
 	base->status.vm_is_at = JAUNT_AT_TARGET;
 	base->status.switchover_us = (double)(first_entry_ns - commit_ns) / 1e3;
@@ -248,14 +252,10 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 			(double)(first_entry_ns - target->last_instruction_ns) / 1e3;
 	pthread_mutex_unlock(&base->mutex);
 
-	Jaunt__Control message = JAUNT__CONTROL__INIT;
-	Jaunt__Resumed resumed = JAUNT__RESUMED__INIT;
-	resumed.first_entry_ns = first_entry_ns;
-	resumed.commit_to_entry_ns = first_entry_ns - commit_ns;
-	message.message_case = JAUNT__CONTROL__MESSAGE_RESUMED;
-	message.resumed = &resumed;
-	link_send(&target->link, &message);
-	ring_submit(target->ring);
+	if (target->agreed) {
+		target_say_resumed(target);
+		ring_submit(target->ring);
+	}
 	if (!target->complete_first)
 		target_grant(target);
 	if (sweep_start(&target->sweep) < 0)

@@ -13,8 +13,8 @@
  * goes on waiting.
  *
  * From LOADED on this side is in doubt: it neither runs nor discards the VM until it hears COMMIT
- * or ABORT. If the link is lost there, only an operator can decide. After COMMIT a lost link blocks
- * the guest on what is missing; page map, userfaultfds and session stay as they are.
+ * or ABORT. After COMMIT a lost link blocks the guest on what is missing; page map, userfaultfds
+ * and session stay as they are. In both the source may come back: rejoin.c.
  */
 #include "engine/target/target.h"
 
@@ -55,12 +55,12 @@ static int hand_back(struct target *target, struct jaunt_error *error)
 
 	if (target->linked && !target->link.closed)
 		target_say(target, JAUNT__CONTROL__MESSAGE_FAILED, error->reason, error->text);
-	while (!target->link.closed && clock_ns() < until) {
+	while (target->linked && !target->link.closed && clock_ns() < until) {
 		Jaunt__Control *message;
 		if (target_turn(target, until, &message) == 1)
 			control_free(message);
 	}
-	heard = target->link.closed && !target->link.close_error;
+	heard = target->linked && target->link.closed && !target->link.close_error;
 	target_unprepare(target);
 	return migration_end(&target->base, heard ? JAUNT_FAILED : JAUNT_UNKNOWN,
 			     heard ? JAUNT_AT_SOURCE : JAUNT_AT_UNKNOWN, error);

@@ -35,6 +35,18 @@ struct target {
 	bool ran;             /* a vCPU has run here: the VM is not the engine's to destroy */
 	bool channels_wanted; /* Ready was sent, not all channels have come */
 	bool differ;          /* create() refused what this source described */
+	/* What has come, of the present attachment. */
+	bool has_urgent[INSTALL_SHARDS_MAX], has_stream[TARGET_STREAMS_MAX];
+
+	/* Coming back after a loss; see rejoin.c. */
+	bool awaits_source;       /* a source may begin */
+	bool loaded;              /* LOADED was sent: the source may come back */
+	bool source_rejoins;      /* it said that it does when the link is lost */
+	bool away;                /* the link that was there is lost */
+	bool agreed;              /* the link that is there has been heard to go on */
+	uint32_t link_epoch;      /* that the link brought; 0: it is the first */
+	struct jaunt_error lost;  /* why it is away, or was */
+	uint64_t first_entry_ns, commit_to_entry_ns;
 
 	/* Set up by prepare, taken down by unprepare or close; read by status under the mutex. */
 	void *vm;
@@ -66,6 +78,8 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 		   struct jaunt_error *error);
 /* A channel of the session has come (owned from here on): starts what it was waited for. */
 void target_attach(struct target *target, struct channel *channel, const struct attach *attach);
+/* The session goes on: all channels are wanted anew. */
+void target_reattach(struct target *target, uint32_t epoch);
 /* Whether all of them have. */
 bool target_attached(const struct target *target);
 /* Takes everything down; the VM has not run, or never will again. */
@@ -100,6 +114,28 @@ int target_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
 void target_say(struct target *target, Jaunt__Control__MessageCase what, const char *reason,
 		const char *text);
 void target_drop_link(struct target *target);
+/* Makes the channel (taken over) the link. 0 or -errno. */
+int target_open_link(struct target *target, struct channel *channel);
+
+/* --- rejoin.c: the source comes back after the link was lost
+ * ------------------------------------------------------------------------------------------ */
+
+/* Why the link is lost, or a page channel is: into `lost`. */
+void target_note_loss(struct target *target);
+/* The link is down, or of no use any more: forgets it, and says why in `lost`. */
+void target_lose_link(struct target *target);
+/* A visitor names a session that goes on (owned from here on). */
+void target_rejoin_knock(struct target *target, struct channel *channel,
+			 const struct attach *attach);
+/* The link is there, and is heard to go on with what was agreed. */
+bool target_in_touch(const struct target *target);
+/* Takes what is said on a link until it is agreed that it goes on; false: it is for others. */
+bool target_rejoin_take(struct target *target, const Jaunt__Control *message);
+/* COMMIT was heard on a link that came back: says what the source may have missed, and wants all
+ * channels anew if pages are missing. */
+void target_rejoin_agree(struct target *target);
+/* RESUMED, with what was noted at the first entry. */
+void target_say_resumed(struct target *target);
 
 /* --- agree.c, switchover.c, postcopy.c: the phases, in order
  * ------------------------------------------ */

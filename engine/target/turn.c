@@ -4,11 +4,13 @@
  * pings, and hands on the next control message.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "engine/target/target.h"
+#include "engine/trace.h"
 #include "transport/ring.h"
 
 #define MS_NS 1000000u
@@ -74,23 +76,30 @@ bool target_admits(void *user, const uint8_t token[CONNECT_TOKEN_BYTES])
 			      token);
 }
 
-static void open_link(struct target *target, struct channel *channel)
+int target_open_link(struct target *target, struct channel *channel)
 {
-	if (target->linked) { /* one VM at a time */
-		channel_drop(channel);
-		return;
-	}
 	channel_timeout(channel, target->base.options.peer_timeout_ms);
-	if (link_open(&target->link, channel, target->ring) < 0)
-		return;
+	int result = link_open(&target->link, channel, target->ring);
+	if (result < 0)
+		return result;
 	target->link.gives_up = is_abandoned;
 	target->link.user = target;
-	if (preamble_send(channel, &target->shared.session, ATTACH_CONTROL, 0) < 0) {
-		link_close(&target->link);
-		return;
-	}
 	target->linked = true;
 	migration_device(&target->base, channel_device(channel));
+	return 0;
+}
+
+static void let_in(struct target *target, struct channel *channel, const struct attach *attach)
+{
+	if (session_named(attach)) {
+		target_rejoin_knock(target, channel, attach);
+	} else if (!target->awaits_source || target->linked) { /* one VM at a time */
+		gate_refuse(&target->gate, channel, "busy",
+			    "this target is taking a VM, and takes one at a time");
+	} else if (target_open_link(target, channel) == 0 &&
+		   preamble_send(channel, &target->shared.session, ATTACH_CONTROL, 0) < 0) {
+		target_drop_link(target);
+	}
 }
 
 void target_drop_link(struct target *target)
@@ -131,6 +140,18 @@ static bool answer_ping(struct target *target, const Jaunt__Control *message)
 	return true;
 }
 
+static void all_attached(struct target *target)
+{
+	target->channels_wanted = false;
+	target_say(target, JAUNT__CONTROL__MESSAGE_ATTACHED, NULL, NULL);
+	if (!target->link_epoch)
+		return;
+	pthread_mutex_lock(&target->base.mutex);
+	target->base.status.reconnections++;
+	pthread_mutex_unlock(&target->base.mutex);
+	trace_event(target->base.lane, "rejoined", "epoch %" PRIu32, target->link_epoch);
+}
+
 /* One wait: lets visitors in, and takes a message if there is one. 1: *message. 0: something else
  * happened, or the time is up. -errno: the link is down. */
 int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **message)
@@ -150,19 +171,21 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 	struct attach attach;
 	while (gate_take(&target->gate, &channel, &attach)) {
 		if (attach.role == ATTACH_CONTROL)
-			open_link(target, channel);
+			let_in(target, channel, &attach);
 		else
 			target_attach(target, channel, &attach);
 	}
-	if (target->channels_wanted && target_attached(target)) {
-		target->channels_wanted = false;
-		target_say(target, JAUNT__CONTROL__MESSAGE_ATTACHED, NULL, NULL);
-	}
+	if (target->channels_wanted && target_attached(target))
+		all_attached(target);
 	int push = atomic_exchange(&target->base.set_push, -1);
 	if (push >= 0)
 		target->base.side->set_push(&target->base, push);
 	if (result == 1 && (*message)->message_case == JAUNT__CONTROL__MESSAGE_SET_PUSH) {
 		target->base.side->set_push(&target->base, (*message)->set_push->push);
+		control_free(*message);
+		return 0;
+	}
+	if (result == 1 && target_rejoin_take(target, *message)) {
 		control_free(*message);
 		return 0;
 	}

@@ -124,27 +124,22 @@ class Channels(Interrupted):
         self.assertEqual(source.wait(), DONE)
         cases.finish(self.site, case, target)
 
-    def test_a_link_lost_before_loaded_is_heard_leaves_the_vm_at_the_source(self):
-        case = busy()
-        source, target, command, _ = self.begin(case, target="target.link.cut.loaded")
-        self.assertEqual(command.wait(), FAILED)
-        self.assertEqual(command.json()["vm_is_at"], "source")
-        recovery.runs_at_source(self.site, source)
-        # The target cannot know that, and keeps still.
-        status = recovery.until_phase(self.site, "b", "in-doubt")
-        self.assertEqual(status["migration"]["vm_is_at"], "unknown")
-        self.assertEqual(status["guest"]["operations_since_arrival"], 0)
-        code, answer = self.site.run("resume", "b", "--peer-fenced")
-        self.assertEqual(code, FAILED)
-        self.assertTrue(any("only at the source" in line for line in answer.output["stderr"]))
-        self.assertTrue(target.running())
-        self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
-        self.assertEqual(target.wait(), target.json()["exit_code"])
-        recovery.moves_now(self.site, case, source)
+    def begin_with_commit_lost(self, case):
+        """COMMIT is recorded and lost on its way, and there is no way to the target any more."""
+        source, target, command, proxy = self.begin(
+            case, "source.side.hold.before-commit:delay_us=1000000", through_proxy=True)
+        recovery.until_phase(self.site, "a", "switchover")
+        self.site.until("b", lambda status: status["state"] != "waiting" and
+                        recovery.phase(status) == "switchover", "the target is at the switchover")
+        source.line("preparing to move")
+        proxy.signal(migrating.signal.SIGSTOP)
+        recovery.until_phase(self.site, "a", "post-copy", "blocked")
+        proxy.kill()
+        return source, target, command
 
     def test_a_link_lost_before_commit_is_heard_leaves_it_unknown_until_one_side_is_fenced(self):
         case = busy()
-        source, target, command, _ = self.begin(case, "source.link.cut.commit")
+        source, target, command = self.begin_with_commit_lost(case)
         status = recovery.until_phase(self.site, "a", "blocked")
         self.assertEqual(status["migration"]["vm_is_at"], "unknown")
         status = recovery.until_phase(self.site, "b", "in-doubt")
@@ -160,7 +155,7 @@ class Channels(Interrupted):
         recovery.moves_now(self.site, case, source)
 
     def test_giving_up_what_is_in_doubt_says_unknown(self):
-        source, target, command, _ = self.begin(busy(), "source.link.cut.commit")
+        source, target, command = self.begin_with_commit_lost(busy())
         recovery.until_phase(self.site, "a", "blocked")
         self.assertEqual(self.site.run("cancel", "a", "--abandon")[0], DONE)
         self.assertEqual(source.wait(), UNKNOWN)
@@ -250,9 +245,12 @@ class Killed(Interrupted):
         self.assertEqual(command.json()["vm_is_at"], "unknown")
         status = recovery.until_phase(self.site, "b", "in-doubt")
         self.assertEqual(status["guest"]["operations_since_arrival"], 0)
+        code, answer = self.site.run("resume", "b", "--peer-fenced")
+        self.assertEqual(code, FAILED)
+        self.assertTrue(any("only at the source" in line for line in answer.output["stderr"]))
         self.assertTrue(target.running())
         self.assertEqual(self.site.run("cancel", "b", "--abandon")[0], DONE)
-        target.wait()
+        self.assertEqual(target.wait(), target.json()["exit_code"])
 
     def test_a_source_killed_right_after_commit_leaves_a_target_that_reads_no_zeros(self):
         source, target, command, _ = self.begin(busy(push="off"), "source.side.kill.after-commit")

@@ -54,7 +54,7 @@ static void open_both(uint64_t page_bytes)
 	cr_assert_eq(digester_start(&digester, &source, &there, 1), 0);
 	peer_expect_preamble(fd, ATTACH_VERIFY, 0); /* which the gate would read */
 	cr_assert_eq(tcp_channel_create(&here, fd, false), 0);
-	cr_assert_eq(checker_open(&checker, &world.shared, here, 3), 0);
+	cr_assert_eq(checker_open(&checker, &world.shared, here, 3, 0, NULL), 0);
 }
 
 static void close_both(void)
@@ -203,7 +203,7 @@ static int open_liar(void)
 
 	open_world(PAGE);
 	peer_open(&here, &fd);
-	cr_assert_eq(checker_open(&checker, &world.shared, here, 3), 0);
+	cr_assert_eq(checker_open(&checker, &world.shared, here, 3, 0, NULL), 0);
 	peer_expect_preamble(fd, ATTACH_VERIFY, 3);
 	return fd;
 }

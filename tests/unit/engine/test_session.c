@@ -56,12 +56,12 @@ Test(session, of_a_channel_that_died_what_its_device_said_is_told)
 	const struct channel channel = {.ops = &ops};
 	struct session closed = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
-	session_lose_channel(&session, &channel, -ETIMEDOUT, "a stream");
+	session_lose_channel(&session, SESSION_NOW, &channel, -ETIMEDOUT, "a stream");
 	cr_assert_str_eq(session.why.reason, "link-lost");
 	cr_assert(strstr(session.why.text, "a stream"));
 	cr_assert(strstr(session.why.text, strerror(ETIMEDOUT)));
 	cr_assert(strstr(session.why.text, "the cable is broken"));
-	session_lose_channel(&closed, &channel, 0, "a stream");
+	session_lose_channel(&closed, SESSION_NOW, &channel, 0, "a stream");
 	cr_assert(strstr(closed.why.text, "closed by the peer"));
 	cr_assert_null(strstr(closed.why.text, "cable"), "nothing failed");
 }
@@ -156,15 +156,19 @@ Test(session, while_there_is_a_link_only_what_knows_the_secret_is_admitted)
 	cr_assert_eq(session_create(&session), 0);
 	cr_assert_eq(session_create(&other), 0);
 	for (unsigned role = ATTACH_URGENT; role < ATTACH_ROLES; role++) {
-		session_token(&session, (enum attach_role)role, token);
+		session_token(&session, (enum attach_role)role, false, token);
 		cr_assert(session_admits(&session, true, token));
 		cr_assert_not(session_admits(&session, false, token), "there is no session");
 		token[CONNECT_TOKEN_BYTES - 1] ^= 1;
 		cr_assert_not(session_admits(&session, true, token));
-		session_token(&other, (enum attach_role)role, token);
+		session_token(&other, (enum attach_role)role, false, token);
 		cr_assert_not(session_admits(&session, true, token));
 	}
-	session_token(&session, ATTACH_CONTROL, token);
+	session_token(&session, ATTACH_CONTROL, false, token);
 	cr_assert(session_admits(&session, false, token));
 	cr_assert_not(session_admits(&session, true, token), "one VM at a time");
+	session_token(&session, ATTACH_CONTROL, true, token);
+	cr_assert(session_admits(&session, true, token), "its own source comes back");
+	session_token(&other, ATTACH_CONTROL, true, token);
+	cr_assert_not(session_admits(&session, true, token));
 }

@@ -232,7 +232,7 @@ Test(frame, every_fault_and_every_type_has_a_name_of_its_own)
 
 Test(attach, comes_back_as_it_was_sent)
 {
-	struct attach in = {.role = ATTACH_STREAM, .index = 63}, out;
+	struct attach in = {.role = ATTACH_STREAM, .index = 63, .epoch = 0x01020304}, out;
 	uint8_t bytes[ATTACH_BYTES];
 
 	for (unsigned i = 0; i < SESSION_ID_BYTES; i++)
@@ -258,7 +258,7 @@ Test(attach, an_unknown_role_or_anything_in_the_reserved_bytes_is_refused)
 	attach.role = ATTACH_VERIFY;
 	attach_encode(&attach, bytes);
 	cr_expect(attach_decode(&out, bytes));
-	for (unsigned i = 52; i < ATTACH_BYTES; i++) {
+	for (unsigned i = 56; i < ATTACH_BYTES; i++) {
 		bytes[i] = 1;
 		cr_expect(not(attach_decode(&out, bytes)), "byte %u", i);
 		bytes[i] = 0;
