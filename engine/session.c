@@ -33,8 +33,7 @@ void session_set_owner(struct session *session, struct ring *ring)
 	pthread_mutex_unlock(&session->mutex);
 }
 
-static void lose(struct session *session, uint32_t attachment, const char *reason,
-		 const char *text)
+static void lose(struct session *session, uint32_t attachment, const char *reason, const char *text)
 {
 	pthread_mutex_lock(&session->mutex);
 	bool now = attachment == SESSION_NOW || attachment == atomic_load(&session->attachment);

@@ -305,7 +305,7 @@ struct jaunt_status {
 	uint64_t registered_stale; /* chunks registered again: the guest gave back pages of them */
 	double register_ms, register_estimate_ms; /* so far; as estimated before it began */
 	char register_error[256]; /* why less was registered than there is; empty: it was not */
-	uint64_t reconnections; /* times that all channels were replaced after a loss */
+	uint64_t reconnections;   /* times that all channels were replaced after a loss */
 	char trace_error[128];    /* why the trace ended early; empty: it did not */
 	uint64_t engine_bytes;    /* memory of the engine beyond guest RAM */
 };

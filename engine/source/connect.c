@@ -575,8 +575,7 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
 		    0 ||
 	    (result = source_open_control(source, 0, error)) < 0 ||
-	    (result = source_greet(source, error)) < 0 ||
-	    (result = agree(source, error)) < 0)
+	    (result = source_greet(source, error)) < 0 || (result = agree(source, error)) < 0)
 		return result;
 	if (source->base.options.dry_run)
 		return 0;

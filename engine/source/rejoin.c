@@ -31,7 +31,7 @@
 #define ANSWER_MS  2000u          /* for a connection, and its first word */
 #define EAGER      30u            /* attempts a second apart, before it waits longer */
 #define PAUSE_MOST (16 * SECOND_NS)
-#define ABORT_NS   (250u * MS_NS) /* between attempts to say ABORT */
+#define ABORT_NS   (250u * MS_NS)  /* between attempts to say ABORT */
 #define REFUSED_NS (3 * SECOND_NS) /* nobody listens: nobody is in doubt, or it is the network */
 
 static uint64_t pause_ns(unsigned attempts)
@@ -53,16 +53,17 @@ static void say_blocked(struct source *source, const struct jaunt_error *attempt
 	const struct rejoin *rejoin = &source->rejoin;
 	struct jaunt_error why = {0};
 
-	error_set(&why, ECONNRESET, rejoin->lost.reason,
-		  "%s after COMMIT%s. This host keeps all of the VM's memory%s%.300s. If the target "
-		  "host is known to be dead or fenced, `jaunt resume VM --peer-fenced` runs the VM "
-		  "here, as it was at the switch",
-		  rejoin->lost.text,
-		  source->resumed_there ? "" : ", before the target said that the VM runs there",
-		  !source->takes_rejoin ? ""
-		  : attempt             ? ", and goes on trying to reach the target: "
-					: ", and tries to reach the target again",
-		  attempt ? attempt->text : "");
+	error_set(
+		&why, ECONNRESET, rejoin->lost.reason,
+		"%s after COMMIT%s. This host keeps all of the VM's memory%s%.300s. If the target "
+		"host is known to be dead or fenced, `jaunt resume VM --peer-fenced` runs the VM "
+		"here, as it was at the switch",
+		rejoin->lost.text,
+		source->resumed_there ? "" : ", before the target said that the VM runs there",
+		!source->takes_rejoin ? ""
+		: attempt             ? ", and goes on trying to reach the target: "
+				      : ", and tries to reach the target again",
+		attempt ? attempt->text : "");
 	migration_blocked(&source->base, &why);
 	if (!source->resumed_there)
 		migration_place(&source->base, JAUNT_AT_UNKNOWN);

@@ -65,13 +65,13 @@ struct source {
 	struct serve *serves[SOURCE_SERVES_MAX]; /* under the mutex for status */
 	struct pusher *pushers[SOURCE_STREAMS_MAX];
 	uint64_t last_instruction_ns, pause_ns, save_ns, load_ns, commit_ns;
-	bool state_sent;      /* the target may have loaded it */
-	bool abort_sent;      /* on a link that was up */
-	bool proven;          /* whoever was knocked at last showed the target's half of the secret */
-	bool takes_rejoin;    /* it said that it can */
-	bool insists;         /* a cancel does not end what is being waited for: it came before */
-	uint32_t wait_ms;     /* for a connection, and for the first word on it */
-	struct rejoin rejoin; /* after COMMIT */
+	bool state_sent;   /* the target may have loaded it */
+	bool abort_sent;   /* on a link that was up */
+	bool proven;       /* whoever was knocked at last showed the target's half of the secret */
+	bool takes_rejoin; /* it said that it can */
+	bool insists;      /* a cancel does not end what is being waited for: it came before */
+	uint32_t wait_ms;  /* for a connection, and for the first word on it */
+	struct rejoin rejoin;                         /* after COMMIT */
 	uint64_t past_payload_bytes, past_wire_bytes; /* of channels that were replaced */
 	_Atomic bool target_alive; /* heard within the peer timeout; read by check_resume */
 	uint64_t round_trip_ns;    /* median of a few, on the control link */

@@ -24,7 +24,7 @@ struct checker {
 	struct ring *ring;       /* its own: a wait for digests dispatches nothing else */
 	struct frame asked;      /* the question that is out; page_count 0: none */
 	uint64_t *digests;       /* the answer */
-	uint32_t attachment; /* the channel's */
+	uint32_t attachment;     /* the channel's */
 	/* Set by another thread: what is being waited for will not come. */
 	const _Atomic bool *interrupt;
 	bool all_zero, answered, dead;

@@ -341,8 +341,7 @@ static int open_channels(struct demand *demand)
 
 	if (demand->check_channel) {
 		result = checker_open(&demand->checker, shared, demand->check_channel,
-				      demand->shard, demand->attachment,
-				      &demand->handover.pending);
+				      demand->shard, demand->attachment, &demand->handover.pending);
 		demand->check_channel = NULL;
 	}
 	if (result == 0 && demand->channel)
@@ -469,8 +468,8 @@ int demand_start(struct demand *demand, struct target_shared *shared, unsigned s
 	return result;
 }
 
-void demand_reattach(struct demand *demand, struct channel *channel,
-		     struct channel *check_channel, uint32_t attachment)
+void demand_reattach(struct demand *demand, struct channel *channel, struct channel *check_channel,
+		     uint32_t attachment)
 {
 	handover_give(&demand->handover, channel, check_channel, attachment);
 	worker_wake(&demand->worker);

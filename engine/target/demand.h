@@ -49,8 +49,8 @@ int demand_start(struct demand *demand, struct target_shared *shared, unsigned s
 		 struct channel *channel, struct channel *check_channel);
 /* New channels in place of the old: what was asked for and has not come is asked for again. Takes
  * them over. */
-void demand_reattach(struct demand *demand, struct channel *channel,
-		     struct channel *check_channel, uint32_t attachment);
+void demand_reattach(struct demand *demand, struct channel *channel, struct channel *check_channel,
+		     uint32_t attachment);
 void demand_stop(struct demand *demand);
 
 #endif

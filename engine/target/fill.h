@@ -93,8 +93,8 @@ struct fill {
 /* Takes the channels over, also on an error. 0 or -errno. */
 int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	       struct channel *channel, struct channel *check_channel);
-/* New channels in place of the old: what was granted and has not come is absent, and will be granted
- * again. Takes them over. */
+/* New channels in place of the old: what was granted and has not come is absent, and will be
+ * granted again. Takes them over. */
 void fill_reattach(struct fill *fill, struct channel *channel, struct channel *check_channel,
 		   uint32_t attachment);
 void fill_stop(struct fill *fill);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The target's door: accepts connections and reads the 96 bytes that begin each, without letting a
- * silent or senseless one hold up the others. What proves to belong to us is handed on, unbound. Who
- * is then found to have come in vain is told why, and seen out.
+ * silent or senseless one hold up the others. What proves to belong to us is handed on, unbound.
+ * Who is then found to have come in vain is told why, and seen out.
  */
 #ifndef ENGINE_TARGET_GATE_H
 #define ENGINE_TARGET_GATE_H
@@ -25,9 +25,9 @@ struct gate_visitor {
 	struct channel *channel; /* owned; NULL: free slot */
 	uint64_t deadline_ns;
 	struct attach attach;
-	bool arrived; /* the preamble is there and makes sense */
-	bool refused; /* to be freed outside of its own callback */
-	bool leaving; /* was told why; stays until it has gone, or its time is up */
+	bool arrived;      /* the preamble is there and makes sense */
+	bool refused;      /* to be freed outside of its own callback */
+	bool leaving;      /* was told why; stays until it has gone, or its time is up */
 	uint8_t *farewell; /* what it is being told; freed after the channel */
 };
 

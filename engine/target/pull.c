@@ -46,7 +46,8 @@ void pull_open(struct fill *fill)
 
 void pull_close(struct fill *fill)
 {
-	counter_set(&fill->memory_bytes, counter_get(&fill->memory_bytes) - fill->pull.landing.size);
+	counter_set(&fill->memory_bytes,
+		    counter_get(&fill->memory_bytes) - fill->pull.landing.size);
 	landing_free(&fill->pull.landing);
 }
 

@@ -39,13 +39,13 @@ struct target {
 	bool has_urgent[INSTALL_SHARDS_MAX], has_stream[TARGET_STREAMS_MAX];
 
 	/* Coming back after a loss; see rejoin.c. */
-	bool awaits_source;       /* a source may begin */
-	bool loaded;              /* LOADED was sent: the source may come back */
-	bool source_rejoins;      /* it said that it does when the link is lost */
-	bool away;                /* the link that was there is lost */
-	bool agreed;              /* the link that is there has been heard to go on */
-	uint32_t link_epoch;      /* that the link brought; 0: it is the first */
-	struct jaunt_error lost;  /* why it is away, or was */
+	bool awaits_source;      /* a source may begin */
+	bool loaded;             /* LOADED was sent: the source may come back */
+	bool source_rejoins;     /* it said that it does when the link is lost */
+	bool away;               /* the link that was there is lost */
+	bool agreed;             /* the link that is there has been heard to go on */
+	uint32_t link_epoch;     /* that the link brought; 0: it is the first */
+	struct jaunt_error lost; /* why it is away, or was */
 	uint64_t first_entry_ns, commit_to_entry_ns;
 
 	/* Set up by prepare, taken down by unprepare or close; read by status under the mutex. */

@@ -103,15 +103,17 @@ for each in CORRUPTIONS:
 
 
 class Channels(Interrupted):
-    def test_a_cut_page_channel_blocks_both_sides_and_the_source_can_run_it_again(self):
-        case = busy(push="off")
-        source, target, command, _ = self.begin(case, "source.channel.cut:nth=20")
-        status = recovery.until_phase(self.site, "b", "blocked")
-        recovery.check_blocked(status, ["link-lost"])
-        recovery.check_blocked(recovery.until_still(self.site, "b"), ["link-lost"])
-        recovery.abandon_target(self.site, target)
-        recovery.resume_at_source(self.site, source, command)
-        recovery.moves_now(self.site, case, source)
+    def test_page_channels_that_are_cut_are_replaced(self):
+        """An urgent one is cut several times; with it go all of the session's."""
+        case = busy(push="off", working_set=60)
+        source, target, command, _ = self.begin(case, "source.channel.cut:nth=20,every=200,count=4")
+        self.site.until("a", lambda status: status["migration"]["reconnections"] >= 2,
+                        "channels were replaced")
+        self.assertEqual(self.site.run("set", "a", "push=on")[0], DONE)
+        self.assertEqual(command.wait(60), DONE)
+        self.assertGreaterEqual(command.json()["reconnections"], 2)
+        self.assertEqual(source.wait(), DONE)
+        cases.finish(self.site, case, target)
 
     def test_answers_that_never_come_leave_the_page_to_the_stream(self):
         case = busy(push="off")
