@@ -178,7 +178,9 @@ static void note_bottleneck(struct source *source)
 
 	jaunt_migration_status(base, &status);
 	for (unsigned i = 0; i < source->stream_count; i++)
-		busy_ns += worker_busy_ns(&source->pushers[i]->worker) / source->stream_count;
+		if (source->pushers[i]) /* COMPLETE may come before all of them are back */
+			busy_ns +=
+				worker_busy_ns(&source->pushers[i]->worker) / source->stream_count;
 	struct bottleneck_facts facts = {
 		.moving_ns = moving_ns,
 		.wire_bytes = status.wire_bytes,
