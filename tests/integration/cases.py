@@ -240,9 +240,27 @@ def there_and_back(site, case, times, chance):
     return finish(site, case, holder, at)
 
 
-def run(site, case, environment=None, cancel_after=None):
-    """One migration from start to end, after one that is cancelled if so wanted. Raises
-    migrating.Failure; returns the target's report."""
+def cut(site, proxy, delays):
+    """Resets every connection of a migration past COMMIT, after each of so many seconds."""
+    def handed_over(status):
+        # Once the source has heard that it runs there, or has nothing to say any more.
+        return not status["migration"] or status["migration"]["vm_is_at"] == "target"
+    for delay in delays:
+        if not site.status("a"):
+            return
+        try:
+            site.until("a", handed_over, "the VM is handed over", 30)
+        except migrating.Failure:
+            if site.status("a"):
+                raise
+            return  # it has moved meanwhile
+        time.sleep(delay)
+        proxy.signal(signal.SIGUSR1)
+
+
+def run(site, case, environment=None, cancel_after=None, cuts=()):
+    """One migration from start to end, after one that is cancelled if so wanted, with the link cut
+    once it is past COMMIT. Raises migrating.Failure; returns the target's report."""
     source = site.vm("a", *case.guest_options(), environment=environment)
     site.until_working("a")
     if cancel_after is not None and not case.pushed_later():
@@ -250,7 +268,10 @@ def run(site, case, environment=None, cancel_after=None):
             source = site.vm("a", *case.guest_options(), environment=environment)
             site.until_working("a")
     target = site.receive("b", *case.receive_options(), host=case.address)
-    command = site.migrate("a", target.peer, *case.migrate_options())
+    proxy = site.proxy(target.peer) if cuts else None
+    command = site.migrate("a", (proxy or target).peer, *case.migrate_options())
+    if cuts:
+        cut(site, proxy, cuts)
     if case.pushed_later():
         site.until("b", lambda status: not command.running() or
                    (status["migration"] or {}).get("phase") == "post-copy",
