@@ -105,7 +105,7 @@ for each in CORRUPTIONS:
 class Channels(Interrupted):
     def test_page_channels_that_are_cut_are_replaced(self):
         """An urgent one is cut several times; with it go all of the session's."""
-        case = busy(push="off", working_set=60)
+        case = slow()
         source, target, command, _ = self.begin(case, "source.channel.cut:nth=20,every=200,count=4")
         self.site.until("a", lambda status: status["migration"]["reconnections"] >= 2,
                         "channels were replaced")
