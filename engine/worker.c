@@ -13,6 +13,7 @@
 #define RING_DEPTH     256
 #define URGENT_NICE    (-15)
 #define SHORT_SLICE_NS 100000
+#define RESET_ON_FORK  1u /* of sched_attr.flags, by <linux/sched.h> */
 
 /* struct sched_attr of Linux (include/uapi/linux/sched/types.h), which Debian 12's C library lacks.
  */
@@ -31,7 +32,9 @@ struct rank_attributes {
  * Where the scheduler has to choose, the thread that a guest waits for comes first. It runs for
  * microseconds at a time, so besides a low nice value it asks for a short slice, which lets it
  * preempt a thread in the middle of a longer one (Linux 6.12, EEVDF; older kernels ignore it).
- * Without the permission (CAP_SYS_NICE) the nice value stays as it is.
+ * Without the permission (CAP_SYS_NICE) the nice value stays as it is. What an urgent thread starts
+ * is not urgent for that: bulk that outranks a guest's vCPU takes the CPU from it for as long as
+ * the bulk lasts.
  *
  * A thread that moves bulk keeps its nice value but asks for the short slice, too: a slice protects
  * whoever has the CPU, and a vCPU that was just woken should not wait out three milliseconds of it.
@@ -47,8 +50,10 @@ static struct worker_rank_saved set_rank(bool urgent)
 		return before; /* whoever chose another policy knows better */
 	before = (struct worker_rank_saved){true, attributes.nice, attributes.runtime_ns};
 	attributes.runtime_ns = SHORT_SLICE_NS;
-	if (urgent)
+	if (urgent) {
 		attributes.nice = URGENT_NICE;
+		attributes.flags |= RESET_ON_FORK;
+	}
 	if (syscall(SYS_sched_setattr, thread, &attributes, 0) < 0 && urgent)
 		(void)setpriority(PRIO_PROCESS, (id_t)thread, URGENT_NICE);
 	return before;

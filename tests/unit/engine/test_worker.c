@@ -114,3 +114,42 @@ Test(worker, its_time_on_a_cpu_is_told_while_it_lives)
 	worker_stop(&worker);
 	cr_assert_eq(worker_busy_ns(&worker), 0);
 }
+
+/* --- Rank ----------------------------------------------------------------------------------------
+ */
+
+static int nice_of_worker;
+
+static int note_nice(void *user, struct ring *ring)
+{
+	(void)user, (void)ring;
+	nice_of_worker = getpriority(PRIO_PROCESS, 0);
+	return 0;
+}
+
+static int nice_of(enum worker_rank rank)
+{
+	static const struct worker_ops noting = {.begin = note_nice, .pump = pump};
+
+	cr_assert_eq(worker_start(&worker, "test", rank, &noting, &worker), 0);
+	worker_stop(&worker);
+	return nice_of_worker;
+}
+
+Test(worker, that_an_urgent_thread_starts_is_urgent_only_if_it_says_so)
+{
+	int before = getpriority(PRIO_PROCESS, 0);
+	struct worker_rank_saved saved = worker_rank_raise();
+	int raised = getpriority(PRIO_PROCESS, 0);
+
+	if (raised == before) {
+		worker_rank_restore(&saved);
+		cr_skip_test("no permission to raise a thread's rank");
+	}
+	cr_expect_geq(nice_of(WORKER_NORMAL), 0);
+	cr_expect_geq(nice_of(WORKER_BULK), 0);
+	cr_expect_eq(nice_of(WORKER_URGENT), raised);
+	worker_rank_restore(&saved);
+	cr_expect_eq(getpriority(PRIO_PROCESS, 0), before);
+	cr_expect_eq(nice_of(WORKER_BULK), before);
+}
