@@ -15,11 +15,12 @@ from .figures import Figure
 from .far import far
 from .large import hybrid, terabyte
 from .machine import GIB, MIB
-from .qemu import qemu
+from .qemu import qemu, qemu_capped, qemu_hybrid, qemu_post_copy
 
 PAGE = 4096
 POPULATED = 0.98  # of the working set, as seen from outside: enough to begin
 FAULTS_END_S = 120
+QEMU = ('qemu', 'qemu_post_copy', 'qemu_capped', 'qemu_hybrid')
 
 
 class Bench:
@@ -356,11 +357,13 @@ def install(bench):
 
 # Where a fault's latency is measured, the vCPUs keep to themselves: a stream on their CPU would
 # make a tail of whole time slices, the bare floor's even more than Jaunt's.
-PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'cap': 'apart', 'qemu': 'any'}
+PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'cap': 'apart',
+              **dict.fromkeys(QEMU, 'any')}
 
 # Long, or of no migration with the default workload.
-ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', 'qemu')
+ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', *QEMU)
 
 ALL = {scenario.__name__: scenario
        for scenario in (downtime, fault, push, cap, distance, far, bulk, memory, sparse, terabyte,
-                        hybrid, install, modes, qemu)}
+                        hybrid, install, modes,
+                        qemu, qemu_post_copy, qemu_capped, qemu_hybrid)}
