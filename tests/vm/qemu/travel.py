@@ -28,9 +28,10 @@ def image(build=None):
 
 
 class Guest:
-    """Booted by the constructor. `site`: a migrating.Site, whose commands it uses."""
+    """Booted by the constructor. `site`: a migrating.Site, whose commands it uses; `booting` is called
+    with the QEMU once it runs."""
 
-    def __init__(self, site, shape, words=(), pulse_port=0, user=None):
+    def __init__(self, site, shape, words=(), pulse_port=0, user=None, booting=None):
         self.site, self.shape, self.words, self.pulse_port = site, shape, words, pulse_port
         self.user = user
         self.image = image(site.build)
@@ -44,6 +45,8 @@ class Guest:
             self.disk.chmod(0o666)
         self.here = self.start_qemu()
         self.hosts.append(self.here)
+        if booting:
+            booting(self.here)
         self.here.boot()
 
     def start_qemu(self, incoming=False):
