@@ -49,21 +49,25 @@ class _Result(unittest.TestResult):
     addError = addFailure
 
 
-def _find(folder, words):
+def _find(folder, words, without):
     loader = unittest.TestLoader()
     found = []
     for module in sorted(path.stem for path in folder.glob("test_*.py")):
         for group in loader.loadTestsFromName(module):
-            found += [test for test in group if not words or
-                      any(word in test.id().replace("_", " ") for word in words)]
+            found += [test for test in group
+                      if (not words or _has(test, words)) and not _has(test, without)]
     return found
 
 
-def run(folder, words, after_failure):
-    """The tests of a folder, which must be on the path, whose name has one of the words in it; all if
-    there are none. A machine in an unknown state is of no use to the next test: after_failure() is
+def _has(test, words):
+    return any(word in test.id().replace("_", " ") for word in words)
+
+
+def run(folder, words, after_failure, without=()):
+    """The tests of a folder, which must be on the path, whose name has one of the words in it, all if
+    there are none, and none of those in `without`. A machine in an unknown state is of no use to the next test: after_failure() is
     called after each that failed. True if there were tests and all went well."""
-    chosen = _find(folder, words)
+    chosen = _find(folder, words, without)
     print(f"1..{len(chosen)}", flush=True)
     result = _Result(after_failure)
     unittest.TestSuite(chosen).run(result)
