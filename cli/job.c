@@ -345,10 +345,7 @@ int job_set_bandwidth(struct job *job, uint64_t bytes_per_s, struct jaunt_error 
 
 	if (!migration)
 		return result;
-	if (jaunt_migration_set_bandwidth(migration, bytes_per_s) < 0)
-		return error_set(error, EINVAL, "not-source",
-				 "the bandwidth is limited where the VM comes from: set it there");
-	return 0;
+	return jaunt_migration_set_bandwidth(migration, bytes_per_s, error);
 }
 
 int job_set_downtime_limit(struct job *job, uint32_t limit_ms, struct jaunt_error *error)

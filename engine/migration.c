@@ -7,15 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bits.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "engine/inject.h"
+#include "engine/source/tracker.h"
 #include "engine/trace.h"
 #include "engine/worker.h"
 
 #define DOWNTIME_LIMIT_MS     300
 #define DOWNTIME_LIMIT_MAX_MS 3600000u
 #define TOTAL_WEIGHT          0.01
+#define PEER_TIMEOUT_MS       10000
+/* That a stream gets on is seen each time that so much of it is on its way, or a larger page. */
+#define SEEN_BYTES MIB(1)
+/* So often within the peer timeout, at least. */
+#define SEEN_OFTEN 4u
 
 void jaunt_options_init(struct jaunt_options *options)
 {
@@ -24,7 +31,7 @@ void jaunt_options_init(struct jaunt_options *options)
 	options->streams = 1;
 	options->fault_threads = 1;
 	options->connect_timeout_ms = 5000;
-	options->peer_timeout_ms = 10000;
+	options->peer_timeout_ms = PEER_TIMEOUT_MS;
 	options->downtime_limit_ms = DOWNTIME_LIMIT_MS;
 	options->total_weight = TOTAL_WEIGHT;
 }
@@ -68,6 +75,7 @@ static int check_mode(const struct jaunt_options *options, struct jaunt_error *e
 {
 	const char *mode = options->mode ? options->mode : JAUNT_MODE_DEFAULT;
 	const char *wrong = NULL;
+	enum tracker_kind tracker;
 	size_t known = 0;
 
 	while (known < sizeof(modes) / sizeof(modes[0]) && strcmp(modes[known], mode) != 0)
@@ -94,6 +102,10 @@ static int check_mode(const struct jaunt_options *options, struct jaunt_error *e
 		wrong = "has no rounds, so it tracks no writes";
 	if (wrong)
 		return error_set(error, EINVAL, "bad-option", "mode %s %s", mode, wrong);
+	if (!tracker_kind_parse(options->tracker, &tracker))
+		return error_set(error, EINVAL, "bad-option",
+				 "there is no way to track writes that is called \"%s\"",
+				 options->tracker);
 	if (options->downtime_limit_ms > DOWNTIME_LIMIT_MAX_MS)
 		return error_set(error, EINVAL, "bad-option",
 				 "a limit of the downtime of %u ms: it can be 1 ms to an hour",
@@ -107,6 +119,23 @@ static int check_mode(const struct jaunt_options *options, struct jaunt_error *e
 		return error_set(error, EINVAL, "bad-option",
 				 "the weight of total time is from 0 to 1000");
 	return 0;
+}
+
+int migration_check_bandwidth(const struct jaunt_options *options, uint64_t bytes_per_s,
+			      uint64_t page_bytes, struct jaunt_error *error)
+{
+	uint32_t timeout_ms = options->peer_timeout_ms ? options->peer_timeout_ms : PEER_TIMEOUT_MS;
+	uint64_t seen = page_bytes > SEEN_BYTES ? page_bytes : SEEN_BYTES;
+	double least = (double)(options->streams * SEEN_OFTEN * seen) * 1e3 / timeout_ms;
+
+	if (!bytes_per_s || (double)bytes_per_s >= least)
+		return 0;
+	return error_set(error, EINVAL, "bad-option",
+			 "a bandwidth of %.3g MB/s is too little for %u stream%s: the other side "
+			 "could not be told from one that says nothing for %u ms. It can be %.3g "
+			 "MB/s and more; less with fewer streams or a longer peer timeout",
+			 (double)bytes_per_s / 1e6, options->streams,
+			 options->streams == 1 ? "" : "s", timeout_ms, least / 1e6 + 0.005);
 }
 
 int jaunt_options_check(const struct jaunt_options *options, struct jaunt_error *error)
@@ -123,7 +152,10 @@ int jaunt_options_check(const struct jaunt_options *options, struct jaunt_error 
 		return error_set(error, EINVAL, "bad-option",
 				 "%zu differences are allowed: there can be %d",
 				 options->allowed_count, JAUNT_MAX_ALLOWED);
-	return check_mode(options, error);
+	int result = check_mode(options, error);
+	return result < 0 ? result
+			  : migration_check_bandwidth(options, options->bandwidth_bytes_per_s, 0,
+						      error);
 }
 
 int migration_init(struct jaunt_migration *migration, const struct side_ops *side,
@@ -165,7 +197,7 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 	if (!migration->options.connect_timeout_ms)
 		migration->options.connect_timeout_ms = 5000;
 	if (!migration->options.peer_timeout_ms)
-		migration->options.peer_timeout_ms = 10000;
+		migration->options.peer_timeout_ms = PEER_TIMEOUT_MS;
 	pthread_mutex_init(&migration->mutex, NULL);
 	pthread_mutex_init(&session->mutex, NULL);
 	migration->started_ns = clock_ns();
@@ -436,10 +468,16 @@ int jaunt_migration_switch(struct jaunt_migration *migration, struct jaunt_error
 	return 0;
 }
 
-int jaunt_migration_set_bandwidth(struct jaunt_migration *migration, uint64_t bytes_per_s)
+int jaunt_migration_set_bandwidth(struct jaunt_migration *migration, uint64_t bytes_per_s,
+				  struct jaunt_error *error)
 {
 	if (!migration->side->set_bandwidth)
-		return -EINVAL; /* the source sends, so it limits */
+		return error_set(error, EINVAL, "not-source",
+				 "the bandwidth is limited where the VM comes from: set it there");
+	int result = migration_check_bandwidth(&migration->options, bytes_per_s,
+					       migration->page_bytes, error);
+	if (result < 0)
+		return result;
 	atomic_store(&migration->bandwidth, bytes_per_s);
 	pthread_mutex_lock(&migration->mutex);
 	migration->side->set_bandwidth(migration);

@@ -41,6 +41,7 @@ struct jaunt_migration {
 	struct trace *trace;
 	struct trace_lane *lane; /* of the thread in run() */
 	struct session *session; /* the side's */
+	uint64_t page_bytes;     /* of the VM's largest pages; 0: not known */
 
 	pthread_mutex_t mutex; /* guards what follows, up to the atomics */
 	struct jaunt_status status;
@@ -85,6 +86,11 @@ void migration_decided(struct jaunt_migration *migration, const struct jaunt_dec
 /* The outcome is final: sets phase, place and reason, and returns `outcome`. */
 int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 		  enum jaunt_place place, const struct jaunt_error *error);
+
+/* Whether with so little the other side can still be told from one that is silent. 0, or -EINVAL.
+ */
+int migration_check_bandwidth(const struct jaunt_options *options, uint64_t bytes_per_s,
+			      uint64_t page_bytes, struct jaunt_error *error);
 
 /* Resolves the peer address, once for all that use it, and says whether it may be used: beyond
  * loopback only with `insecure`. */

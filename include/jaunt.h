@@ -254,7 +254,8 @@ struct jaunt_pages {
 	uint64_t zero, hole, pushed, demanded; /* pages installed, by what brought them */
 	uint64_t copied;    /* brought before the switch, and not written since */
 	uint64_t duplicate; /* arrived when already claimed or present */
-	uint64_t discarded; /* faults on present pages that the guest gave back */
+	uint64_t discarded; /* faults on present pages that are not in the file: given back by the
+			     * guest, or holes and zeros that it had not touched yet */
 	uint64_t read;      /* of pushed, demanded and duplicate: came by one-sided READ */
 };
 
@@ -391,8 +392,10 @@ void jaunt_migration_wrote(struct jaunt_migration *migration, size_t region, uin
 /* Source, in rounds: switches as soon as what is under way has arrived. -EBUSY: there is nothing to
  * switch, with the reason in `error`. */
 int jaunt_migration_switch(struct jaunt_migration *migration, struct jaunt_error *error);
-/* Source: the limit of the streams, 0: none; after COMMIT too. */
-int jaunt_migration_set_bandwidth(struct jaunt_migration *migration, uint64_t bytes_per_s);
+/* Source: the limit of the streams, 0: none; after COMMIT too. -EINVAL: so little that the other
+ * side could not be told from a silent one. */
+int jaunt_migration_set_bandwidth(struct jaunt_migration *migration, uint64_t bytes_per_s,
+				  struct jaunt_error *error);
 /* Source: 1 ms to an hour; holds from the next decision on. */
 int jaunt_migration_set_downtime_limit(struct jaunt_migration *migration, uint32_t limit_ms);
 /* Target, with note_demanded: was this page of the region fetched because the guest touched it? */

@@ -20,7 +20,12 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/bits.h"
 #include "transport/tcp_channel.h"
+
+/* What a socket with a limit holds that is not sent yet. */
+#define PACED_AHEAD_MS    20
+#define PACED_AHEAD_LEAST (int)KIB(128)
 
 /* Calls `closed` once nothing is in flight. The channel may be gone afterwards. */
 static void settle(struct tcp_channel *channel)
@@ -141,12 +146,22 @@ static void shutdown_channel(struct channel *base)
 	shutdown(channel->fd, SHUT_RDWR);
 }
 
+/* The kernel does it, evenly, with the scheduler fq of the device or without; it holds for what is
+ * in the socket already. Of that there is to be little: what is sent behind it waits for all of it,
+ * and so does whoever looks whether the peer still takes anything. */
 static int pace(struct channel *base, uint64_t bytes_per_s)
 {
+	int fd = tcp_channel_of(base)->fd;
 	uint64_t rate = bytes_per_s ? bytes_per_s : UINT64_MAX;
+	uint64_t ahead = bytes_per_s / 1000 * PACED_AHEAD_MS;
+	int unsent = !bytes_per_s                ? 0 /* as the host has it */
+		     : ahead < PACED_AHEAD_LEAST ? PACED_AHEAD_LEAST
+		     : ahead > INT32_MAX         ? INT32_MAX
+						 : (int)ahead;
 
-	return setsockopt(tcp_channel_of(base)->fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate,
-			  sizeof(rate))
+	return setsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof(rate)) ||
+			       setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent,
+					  sizeof(unsent))
 		       ? -errno
 		       : 0;
 }

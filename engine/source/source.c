@@ -527,11 +527,16 @@ int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *o
 	if (result == 0)
 		result = guestmem_open(&source->shared.memory, &source->description,
 				       ops->process && ops->process(vm), error);
+	if (result == 0) {
+		source->memory_open = true;
+		source->base.page_bytes = guestmem_largest_page(&source->shared.memory);
+		result = migration_check_bandwidth(options, options->bandwidth_bytes_per_s,
+						   source->base.page_bytes, error);
+	}
 	if (result < 0) {
 		source_close(&source->base);
 		return result;
 	}
-	source->memory_open = true;
 	source->base.status.ram_bytes = source->shared.memory.bytes;
 	source->base.status.pages.total = source->shared.memory.pages;
 	source->base.status.pages.missing = source->shared.memory.pages;

@@ -33,6 +33,32 @@ class Usage(harness.Case):
             self.assert_refused(["migrate", "web", "tcp:127.0.0.1", f"--bandwidth={rate}"],
                                 "125MB/s")
 
+    def test_rates_that_are_too_little_to_tell_the_other_side_from_a_silent_one(self):
+        for options, least in ((["--bandwidth=100kB/s"], "0.4"),
+                               (["--bandwidth=4MB/s", "--streams=16"], "6.7"),
+                               (["--bandwidth=4MB/s", "--peer-timeout=500ms"], "8.3")):
+            self.assert_refused(["migrate", "web", "tcp:127.0.0.1", *options],
+                                "too little", f"It can be {least}")
+
+    def test_options_that_contradict_each_other(self):
+        for options, word in (
+                (["--mode=post-copy", "--no-post-copy"], "no-post-copy forbids"),
+                (["--mode=hybrid", "--no-post-copy"], "no-post-copy forbids"),
+                (["--push=off"], "modes post-copy and hybrid do without"),
+                (["--mode=pre-copy", "--push=off"], "nothing else would complete"),
+                (["--mode=hybrid", "--throttle"], "nothing to throttle"),
+                (["--mode=post-copy", "--max-rounds=3"], "has no rounds"),
+                (["--mode=stop-and-copy", "--timeout=3s"], "has no rounds"),
+                (["--mode=post-copy", "--tracker=driver"], "tracks no writes"),
+                (["--timeout-action=abort"], "--timeout and --max-rounds"),
+                (["--total-limit=100ms"], "below that of the downtime"),
+                (["--downtime-limit=2h"], "10s"), (["--downtime-limit=0"], "10s"),
+                (["--tracker=magic"], "magic"),
+                (["--total-weight=0"], "above 0"), (["--total-weight=nan"], "above 0"),
+                (["--total-weight=1001"], "0 to 1000"),
+                (["--max-rounds=0"], "from 1 to 10000"), (["--timeout-action=pray"], "pray")):
+            self.assert_refused(["migrate", "web", "tcp:127.0.0.1", *options], word)
+
     def test_numbers_out_of_their_limits(self):
         for streams in ["0", "65", "-1", "many", "1.5", ""]:
             self.assert_refused(["migrate", "web", "tcp:127.0.0.1", f"--streams={streams}"],
