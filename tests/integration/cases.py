@@ -242,18 +242,17 @@ def there_and_back(site, case, times, chance):
 
 def cut(site, proxy, delays):
     """Resets every connection of a migration past COMMIT, after each of so many seconds."""
-    def handed_over(status):
-        # Once the source has heard that it runs there, or has nothing to say any more.
-        return not status["migration"] or status["migration"]["vm_is_at"] == "target"
     for delay in delays:
-        if not site.status("a"):
-            return
-        try:
-            site.until("a", handed_over, "the VM is handed over", 30)
-        except migrating.Failure:
-            if site.status("a"):
-                raise
-            return  # it has moved meanwhile
+        deadline = time.monotonic() + 60 * migrating.PATIENCE
+        while True:
+            status = site.status("a")
+            if not status or not status["migration"]:
+                return  # it has moved meanwhile
+            # The source has heard that it runs there.
+            if status["migration"]["vm_is_at"] == "target":
+                break
+            require(time.monotonic() < deadline, f"it is not handed over: {status}")
+            time.sleep(0.01)
         time.sleep(delay)
         proxy.signal(signal.SIGUSR1)
 

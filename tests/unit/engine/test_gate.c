@@ -123,6 +123,35 @@ static void expect_good_visitor(unsigned index)
 	close(fd);
 }
 
+Test(gate, a_visitor_that_is_refused_hears_why_and_harms_nobody)
+{
+	struct attach attach;
+	uint8_t bytes[PREAMBLE_BYTES + 512];
+	size_t got = 0;
+
+	open_gate(10000);
+	int fd = visit();
+	say_who(fd, 5);
+	struct channel *channel = take(&attach);
+	gate_refuse(&gate, channel, "busy", "another time");
+	cr_assert_eq(gate.turned_away_count, 1);
+	/* It goes on talking meanwhile, as a source would. */
+	peer_send(fd, "what a source says next", 23);
+	expect_good_visitor(6);
+	while (got < PREAMBLE_BYTES || !memmem(bytes, got, "another time", 12)) {
+		ssize_t more = recv(fd, bytes + got, sizeof(bytes) - got, 0);
+		cr_assert_gt(more, 0, "it was not told");
+		got += (size_t)more;
+	}
+	const char *why;
+	cr_assert(preamble_parse(bytes, &attach, &why));
+	cr_assert_not(session_named(&attach));
+	cr_assert(memmem(bytes, got, "busy", 4));
+	close(fd);
+	expect_good_visitor(7);
+	close_gate();
+}
+
 Test(gate, a_visitor_that_says_who_it_is_gets_through)
 {
 	open_gate(10000);

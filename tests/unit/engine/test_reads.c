@@ -172,6 +172,20 @@ Test(reads, no_more_is_forgotten_than_memory_has)
 	cr_assert(reads_find(&reads, 0, 0, 1, &place));
 }
 
+Test(reads, what_was_told_before_the_session_was_attached_again_is_found_no_more)
+{
+	struct reads_place place;
+
+	for (unsigned i = 0; i < 4; i++) {
+		cr_assert_eq(tell(0, 0, 2 * CELL, 0x10000000, 10 + i), 0);
+		cr_assert(reads_find(&reads, 0, CELL, 1, &place));
+		cr_assert_eq(place.key, 10 + i);
+		reads_restart(&reads, i % 2);
+		cr_assert(!reads_find(&reads, 0, 0, 1, &place));
+		cr_assert(!reads_find(&reads, 0, CELL, 1, &place));
+	}
+}
+
 Test(reads, a_source_that_never_stops_telling_is_stopped)
 {
 	unsigned told = 0;

@@ -44,6 +44,47 @@ Test(session, the_first_loss_counts_and_each_wakes_the_owner)
 	ring_destroy(ring);
 }
 
+Test(session, what_an_older_attachment_lost_is_no_matter)
+{
+	uint32_t first = atomic_load(&session.attachment);
+
+	session_lose_of(&session, first, "old", "of the first");
+	cr_assert(atomic_load(&session.lost));
+	uint32_t second = session_reattach(&session, 7);
+	cr_assert_neq(first, second);
+	cr_assert_eq(atomic_load(&session.epoch), 7);
+	cr_assert_not(atomic_load(&session.lost));
+	session_lose_of(&session, first, "late", "of the first");
+	cr_assert_not(atomic_load(&session.lost), "that one is gone already");
+	session_lose_of(&session, second, "new", "of the second");
+	cr_assert(atomic_load(&session.lost));
+	cr_assert_str_eq(session.why.reason, "new");
+}
+
+Test(session, each_side_proves_itself_by_its_own_half_alone)
+{
+	struct attach attach = {.role = ATTACH_CONTROL};
+	size_t half = SESSION_SECRET_BYTES / 2;
+
+	cr_assert_eq(session_create(&session), 0);
+	cr_assert_not(session_named(&attach), "it begins one");
+	memcpy(attach.session, session.id, SESSION_ID_BYTES);
+	cr_assert(session_named(&attach));
+	cr_assert_not(session_proves(&session, &attach, true));
+	cr_assert_not(session_proves(&session, &attach, false));
+	memcpy(attach.secret, session.secret, half);
+	cr_assert(session_proves(&session, &attach, true));
+	cr_assert_not(session_proves(&session, &attach, false), "it was told that half itself");
+	attach.secret[half - 1] ^= 1;
+	cr_assert_not(session_proves(&session, &attach, true));
+	memset(attach.secret, 0, half);
+	memcpy(attach.secret + half, session.secret + half, half);
+	cr_assert(session_proves(&session, &attach, false));
+	cr_assert_not(session_proves(&session, &attach, true));
+	attach.session[0] ^= 1;
+	cr_assert_not(session_proves(&session, &attach, false), "another session");
+}
+
 static const char *broken_cable(const struct channel *channel)
 {
 	(void)channel;
