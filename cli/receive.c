@@ -136,6 +136,8 @@ static int claim_given_name(struct host *host, struct receive_arguments *argumen
 	if (result == 0 && arguments->is_qemu) {
 		host->label = arguments->as;
 		result = guest_qemu_place(&arguments->qemu, arguments->as, error);
+		if (result == 0)
+			qemu_prepare(&arguments->qemu.place);
 	}
 	return result ? result : host_claim(host, name, error);
 }

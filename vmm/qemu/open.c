@@ -14,11 +14,13 @@
 #include "vmm/qemu/commit.h"
 #include "vmm/qemu/compare.h"
 #include "vmm/qemu/config.h"
+#include "vmm/qemu/prepared.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
 #define GREETING_MS 5000
 #define END_MS      5000
+#define PREPARE_MS  2000
 
 /* --- What it is --------------------------------------------------------------------------------
  */
@@ -147,6 +149,13 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	    (result = open_agent(vm, error)))
 		return result;
 	describe_regions(vm);
+	/* Ahead of the migration, which it would make longer. */
+	if (!vm->incoming) {
+		result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
+		vm->config_is_new = result == 0;
+		if (result)
+			return result;
+	}
 	return settings_make(&vm->settings, vm->qmp, error);
 }
 
@@ -260,7 +269,9 @@ static int compare(struct qemu *vm, struct qemu_place *place,
 	if (!place->compared)
 		return error_set(error, ENOMEM, "no-memory", "out of memory");
 	compared_close(place->compared);
-	int result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
+	int result = place->prepared ? prepared_take(place->prepared, vm->qmp, QEMU_ANSWER_MS,
+						     &vm->config, error)
+				     : config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
 	return result ? result : compare_facts(wanted, &vm->config, place->compared, error);
 }
 
@@ -272,8 +283,25 @@ static size_t differences(void *context, const struct jaunt_difference **out)
 	return place->compared ? place->compared->count : 0;
 }
 
+void qemu_prepare(struct qemu_place *place)
+{
+	struct jaunt_error error = {.code = 0};
+	struct qmp *qmp;
+
+	if (!place->prepared)
+		place->prepared = calloc(1, sizeof(*place->prepared));
+	if (!place->prepared || qmp_open(&qmp, place->monitor, PREPARE_MS, &error))
+		return;
+	prepared_make(place->prepared, qmp, PREPARE_MS);
+	qmp_close(qmp);
+}
+
 void qemu_forget(struct qemu_place *place)
 {
+	if (place->prepared)
+		prepared_close(place->prepared);
+	free(place->prepared);
+	place->prepared = NULL;
 	if (place->compared)
 		compared_close(place->compared);
 	free(place->compared);

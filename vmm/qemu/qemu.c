@@ -73,12 +73,13 @@ static int describe(void *context, struct jaunt_description *out, struct jaunt_e
 	struct qemu *vm = context;
 
 	/* Anew for each migration: devices come and go. At the target create() has done it. */
-	if (!vm->incoming) {
+	if (!vm->incoming && !vm->config_is_new) {
 		facts_close(&vm->config);
 		int result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
 		if (result)
 			return error_context(error, "qemu:%s", vm->place->monitor);
 	}
+	vm->config_is_new = false;
 	*out = (struct jaunt_description){.name = vm->facts.name,
 					  .properties = vm->config.all,
 					  .property_count = vm->config.count,

@@ -13,6 +13,7 @@
 #include "jaunt.h"
 
 struct compared;
+struct prepared;
 struct qemu;
 
 /* Where a QEMU is, and what is remembered about it. The strings stay the caller's and must outlive
@@ -24,7 +25,13 @@ struct qemu_place {
 	const char *record;
 	/* Why the factory refused last, item by item: its own, until qemu_forget(). */
 	struct compared *compared;
+	/* What qemu_prepare() found out about a QEMU that waits for a guest. */
+	struct prepared *prepared;
 };
+/* Asks it all that create() would ask, ahead of any source; whatever goes wrong is told by
+ * create().
+ */
+void qemu_prepare(struct qemu_place *place);
 void qemu_forget(struct qemu_place *place);
 
 /* A QEMU whose guest runs, to be moved away. Changes nothing of the guest; QEMU's settings for its

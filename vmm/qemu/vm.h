@@ -30,6 +30,7 @@ struct qemu {
 
 	struct qemu_facts facts;
 	struct facts config;
+	bool config_is_new; /* nothing was described by it yet */
 	struct jaunt_region described[REGIONS_MAX];
 };
 

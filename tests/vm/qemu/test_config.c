@@ -20,6 +20,7 @@
 #include "vmm/qemu/compare.h"
 #include "vmm/qemu/config.h"
 #include "vmm/qemu/examine.h"
+#include "vmm/qemu/prepared.h"
 #include "vmm/qemu/qmp.h"
 
 #define PATIENT 30000 /* ms */
@@ -381,6 +382,51 @@ Test(config, refuses_files_of_the_host_on_either_side)
 	cr_assert_str_eq(differs("cannot move: device fs0")->target, "");
 	cr_assert_neq(pair("", "", share), 0);
 	cr_assert_str_eq(differs("cannot move: device fs0")->source, "");
+}
+
+/* --- Ahead of a source --------------------------------------------------------------------------
+ */
+
+static struct qmp *monitor_of(int side)
+{
+	struct qmp *qmp;
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/%d.qmp", folder, side);
+	cr_assert_eq(qmp_open(&qmp, path, PATIENT, &error), 0, "%s", error.text);
+	return qmp;
+}
+
+Test(config, found_out_ahead_holds_until_something_is_plugged_in)
+{
+	struct prepared prepared = {.mark = NULL};
+	struct facts taken;
+
+	start(0, "ram0", "-machine pc,memory-backend=ram");
+	collect(0);
+	struct qmp *qmp = monitor_of(0);
+	prepared_make(&prepared, qmp, PATIENT);
+	cr_assert_not_null(prepared.mark);
+	/* Taken as it is: it need not be true. */
+	facts_add(&prepared.facts, "sign", "x");
+	cr_assert_eq(prepared_take(&prepared, qmp, PATIENT, &taken, &error), 0);
+	cr_assert_not_null(facts_find(&taken, "sign"));
+	facts_close(&taken);
+	prepared_make(&prepared, qmp, PATIENT);
+	facts_add(&prepared.facts, "sign", "x");
+	cr_assert_eq(qmp_execute(qmp, "device_add",
+				 json_pack("{s:s, s:s}", "driver", "virtio-rng-pci", "id", "rng"),
+				 PATIENT, NULL, &error),
+		     0, "%s", error.text);
+	cr_assert_eq(prepared_take(&prepared, qmp, PATIENT, &taken, &error), 0);
+	cr_assert_null(facts_find(&taken, "sign"));
+	cr_assert_not_null(facts_find(&taken, "device rng"));
+	facts_close(&taken);
+	/* Nothing was found out ahead. */
+	cr_assert_eq(prepared_take(&prepared, qmp, PATIENT, &taken, &error), 0);
+	cr_assert_not_null(facts_find(&taken, "device rng"));
+	facts_close(&taken);
+	qmp_close(qmp);
 }
 
 /* --- For the doctor -----------------------------------------------------------------------------
