@@ -33,6 +33,7 @@
 #define STALE_BATCH  8192u                  /* runs in one message */
 #define STALE_FEW    1024u                  /* pages that may as well be told in the pause */
 #define STALE_PASSES 4u
+#define MOST_NS      1e18          /* an end that is further away is none */
 #define STALE_RUN_NS UINT64_C(150) /* that the target takes to apply one */
 
 /* --- What has been sent, what is left ----------------------------------------------------------
@@ -102,7 +103,8 @@ static void tell_status(struct source *source)
 						      : &ways[POLICY_WAY_SWITCH];
 	struct jaunt_status *status = &source->base.status;
 	enum policy_way way = precopy->decision.way;
-	bool in_sight = way < POLICY_WAYS && ways[way].allowed && input->bandwidth > 0;
+	bool in_sight = way < POLICY_WAYS && ways[way].allowed && input->bandwidth > 0 &&
+			ways[way].total_ns < MOST_NS;
 
 	pthread_mutex_lock(&source->base.mutex);
 	eta_expect(&source->eta, input->elapsed_ns, in_sight ? (uint64_t)ways[way].total_ns : 0);
