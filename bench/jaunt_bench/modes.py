@@ -36,7 +36,8 @@ class Run:
     self.decisions = moved.get('decisions') or []
     # Downtime, and what the mean vCPU waited for pages and for tracking.
     self.waited = (guest.get('waited_us') or 0) / 1e3 / migration.vcpus
-    self.tracking = self.tracked() * TRACKING_MS / migration.vcpus
+    self.touches = guest['touch_latency_us']
+    self.tracking = self.tracked(migration.received['pages']) * TRACKING_MS / migration.vcpus
     self.stall = self.downtime + self.waited + self.tracking
     self.total = moved['total_ms']
     self.lost = series.lost_ms() if series else None
@@ -44,10 +45,15 @@ class Run:
     self.payload = moved['bytes']['payload']
     self.cost = self.stall + WEIGHT * self.total
 
-  def tracked(self):
-    """First writes to pages in rounds: what was dirty at the end of each."""
-    return sum(decision['dirty_bytes'] for decision in self.decisions
-               if decision.get('round_ended')) / PAGE
+  def tracked(self, pages):
+    """First writes to pages in rounds: what was dirty at the end of each; of one that was cut, what had
+    been sent and was stale."""
+    found = sum(decision['dirty_bytes'] for decision in self.decisions
+                if decision.get('round_ended')) / PAGE
+    last = self.decisions[-1] if self.decisions else {'round_ended': True}
+    if not last.get('round_ended') and pages.get('copied'):
+      found += max(0, pages['total'] - pages['copied'] - last['left_bytes'] / PAGE)
+    return found
 
   def rounds(self):
     """Rounds that ended."""
@@ -65,7 +71,7 @@ class Run:
     return {'mode': self.mode, 'downtime_ms': self.downtime, 'stall_ms': self.stall,
             'waited_ms': self.waited, 'tracking_ms': self.tracking, 'total_ms': self.total, 'lost_ms': self.lost, 'wire_bytes': self.wire,
             'payload_bytes': self.payload, 'cost_ms': self.cost, 'rounds': self.rounds(),
-            'usual_per_ms': self.series.baseline() if self.series else None,
+            'touch_latency_us': self.touches, 'usual_per_ms': self.series.baseline() if self.series else None,
             'predicted': self.predicted()}
 
 

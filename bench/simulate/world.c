@@ -151,8 +151,8 @@ static void push(struct run *run)
 		hits += rate * (share < 1 ? share : 1);
 	}
 	while (rest > all * 1e-6 && rest > 1) {
-		double a = hits * rest / all * fault_ns / SECOND;
-		double waiting = a / (1 + a);
+		double waiting = hits * rest / all * fault_ns / SECOND;
+		waiting = waiting < 1 ? waiting : 1;
 		double fetched =
 			waiting / fault_ns * SECOND * world->vcpus * (double)world->page_bytes;
 		double rate = link_rate(run) + fetched;

@@ -58,7 +58,7 @@ void policy_limits_init(struct policy_limits *limits)
 
 void policy_costs_init(struct policy_costs *costs)
 {
-	*costs = (struct policy_costs){.fault_ns = 60e3,
+	*costs = (struct policy_costs){.fault_ns = 120e3,
 				       .tracking_ns = 6.5e3,
 				       .round_ns = 1e6,
 				       .run_ns = 5,
