@@ -66,11 +66,14 @@ class Rejoin(unittest.TestCase):
     def test_with_digests(self):
         self.check_cut(verify=True, streams=2)
 
+    # A guest that writes so much that a lot is stale at the switch, and comes by again much later.
+    STALE = {"mode": "hybrid", "workload": "sweep", "rate": 0, "memory_mib": 512, "working_set": 90}
+
     def test_with_stale_pages_outstanding(self):
-        self.check_cut(mode="hybrid")
+        self.check_cut(**self.STALE)
 
     def test_with_stale_pages_outstanding_and_digests(self):
-        self.check_cut(mode="hybrid", verify=True)
+        self.check_cut(verify=True, **self.STALE)
 
     def test_cuts_in_the_middle_of_a_push(self):
         case = cases.Case(workload="sweep", working_set=90, memory_mib=256, streams=2, check=16,
