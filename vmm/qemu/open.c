@@ -93,6 +93,27 @@ void qemu_facts(const struct qemu *vm, struct qemu_facts *facts)
 	*facts = vm->facts;
 }
 
+/* --- The record --------------------------------------------------------------------------------
+ */
+
+int qemu_note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error)
+{
+	struct commit commit = {
+		.process = qmp_process(vm->qmp), .started = vm->started, .committed = committed};
+
+	vm->committed = committed;
+	if (!vm->place->record)
+		return 0;
+	snprintf(commit.peer, sizeof(commit.peer), "%.*s", (int)sizeof(commit.peer) - 1, peer);
+	int result = commit_write(vm->place->record, &commit);
+	if (result)
+		return error_set(error, -result, "no-record",
+				 "cannot write %s, which says whose the VM is if this process "
+				 "dies: %s",
+				 vm->place->record, strerror(-result));
+	return 0;
+}
+
 /* --- Opening -----------------------------------------------------------------------------------
  */
 
@@ -156,6 +177,8 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 		if (result)
 			return result;
 	}
+	if (!vm->incoming && (result = qemu_note(vm, false, "", error)))
+		return result;
 	return settings_make(&vm->settings, vm->qmp, error);
 }
 
@@ -189,6 +212,9 @@ void qemu_close(struct qemu *vm)
 		return;
 	report_stop(&vm->report);
 	stream_withdraw(vm);
+	/* A guest that was left standing still is the next command's affair. */
+	if (!vm->incoming && !vm->stopped && !vm->committed && vm->place->record && vm->pidfd >= 0)
+		commit_remove(vm->place->record);
 	if (vm->qmp && !vm->spent)
 		settings_restore(&vm->settings, vm->qmp);
 	settings_forget(&vm->settings);
@@ -359,7 +385,7 @@ static int continue_it(const struct qemu_place *place, enum qemu_remains *remain
 {
 	struct qemu vm = {.place = place, .pidfd = -1, .stream_fd = -1};
 	uint64_t when;
-	char path[256];
+	char path[256], status[32];
 	int result = qmp_open(&vm.qmp, place->monitor, GREETING_MS, error);
 
 	if (result)
@@ -372,9 +398,13 @@ static int continue_it(const struct qemu_place *place, enum qemu_remains *remain
 		attach_close(&vm.attach);
 	}
 	qmp_execute(vm.qmp, "migrate_cancel", NULL, QEMU_ANSWER_MS, NULL, NULL);
-	result = qemu_ops.resume(&vm, &when, error);
+	result = text_of(&vm, "query-status", NULL, "status", status, sizeof(status), error);
 	if (result == 0)
-		*remains = QEMU_CONTINUED;
+		result = qemu_ops.resume(&vm, &when, error);
+	if (result == 0) {
+		*remains = strcmp(status, "running") == 0 ? QEMU_NOTHING : QEMU_CONTINUED;
+		commit_remove(place->record);
+	}
 	qmp_close(vm.qmp);
 	return result;
 }

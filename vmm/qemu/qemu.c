@@ -24,7 +24,6 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "vmm/qemu/commit.h"
 #include "vmm/qemu/config.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
@@ -102,34 +101,16 @@ static int status_of(struct qemu *vm, char *status, size_t room, struct jaunt_er
 	return result;
 }
 
-static int note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error)
-{
-	struct commit commit = {
-		.process = qmp_process(vm->qmp), .started = vm->started, .committed = committed};
-
-	if (!vm->place->record)
-		return 0;
-	snprintf(commit.peer, sizeof(commit.peer), "%s", peer);
-	int result = commit_write(vm->place->record, &commit);
-	if (result)
-		return error_set(error, -result, "no-record",
-				 "cannot write %s, which says whose the VM is if this process "
-				 "dies: %s",
-				 vm->place->record, strerror(-result));
-	return 0;
-}
-
 static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
 	char status[32];
-	int result = vm->incoming ? 0 : note(vm, false, "", error);
-
 	/* While it still runs. */
-	if (result == 0 && !vm->incoming)
-		result = stream_offer(vm, error);
+	int result = vm->incoming ? 0 : stream_offer(vm, error);
+
 	if (result)
 		return result;
+	vm->stopped = true;
 	qmp_forget(vm->qmp, "STOP");
 	result = qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
 	if (result)
@@ -223,9 +204,10 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 					 status);
 		result = go_on(vm, first_entry_ns, error);
 	}
-	if (result == 0 && vm->place->record)
-		commit_remove(vm->place->record);
-	return result;
+	if (result)
+		return result;
+	vm->stopped = false;
+	return vm->committed ? qemu_note(vm, false, "", error) : 0;
 }
 
 static int resume(void *context, uint64_t *first_entry_ns, struct jaunt_error *error)
@@ -238,7 +220,7 @@ static int resume(void *context, uint64_t *first_entry_ns, struct jaunt_error *e
 
 static int committed(void *context, const char *peer, struct jaunt_error *error)
 {
-	return note(context, true, peer, error);
+	return qemu_note(context, true, peer, error);
 }
 
 /* --- Its address space -------------------------------------------------------------------------

@@ -16,8 +16,9 @@
 
 struct qemu {
 	const struct qemu_place *place;
-	bool incoming; /* it was started to take a guest in */
-	bool spent;    /* and was given a state to load: of no other use any more */
+	bool incoming;           /* it was started to take a guest in */
+	bool spent;              /* and was given a state to load: of no other use any more */
+	bool stopped, committed; /* the source's guest, by us; what the record says or would say */
 	struct qmp *qmp;
 	struct attach attach;
 	int pidfd;
@@ -33,6 +34,9 @@ struct qemu {
 	bool config_is_new; /* nothing was described by it yet */
 	struct jaunt_region described[REGIONS_MAX];
 };
+
+/* Writes into the record what this is about, see commit.h. */
+int qemu_note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error);
 
 /* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run.
  */
