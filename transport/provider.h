@@ -36,12 +36,13 @@ struct channel_ops {
 	/* All four, or NULL: it cannot READ. `expose` fills in all of `out`; `land` gets `memory`
 	 * NULL for memory of its own. */
 	int (*expose)(struct exposure *out, const struct channel *channel, void *memory,
-		      size_t bytes, struct jaunt_error *error);
+		      size_t bytes, bool on_demand, struct jaunt_error *error);
 	int (*land)(struct landing *out, struct channel *channel, void *memory, size_t bytes,
 		    struct jaunt_error *error);
 	int (*read)(struct channel *channel, struct landing *landing, size_t offset,
 		    uint64_t address, uint32_t key, size_t bytes, uint64_t cookie);
 	size_t (*read_room)(const struct channel *channel);
+	enum on_demand (*on_demand)(const struct channel *channel); /* NULL: never */
 };
 
 struct channel {

@@ -175,7 +175,10 @@ static int connect_one(struct rdma_channel **out, struct attempt *at,
 		.responder_resources = own.reads_served,
 		.initiator_depth = own.reads_started,
 		.retry_count = (uint8_t)at->options->retries,
-		.rnr_retry_count = 6, /* never needed: see Credit in rdma_receive.c */
+		/* Of SENDs none is needed: see Credit in rdma_receive.c. A READ of a page that the
+		 * device has yet to ask for is repeated until it is there, or the channel counts as
+		 * silent. */
+		.rnr_retry_count = channel_on_demand(rdma_channel_base(*out)) ? 7 : 6,
 	};
 	if (at->library->cm.connect(at->id, &parameters))
 		result = -errno;

@@ -16,7 +16,8 @@ struct rdma_options {
 	int traffic_class; /* 0 to 255, -1: the fabric's default; selects the service level too */
 	int ack_timeout;   /* 4.096 us * 2^n, 1 to 31; -1: what the connection manager computes */
 	unsigned retries;  /* of an unanswered packet, 0 to 7 */
-	uint32_t poll_us;  /* look for completions so long before sleeping */
+	enum on_demand odp;
+	uint32_t poll_us; /* look for completions so long before sleeping */
 };
 
 int rdma_options_parse(struct rdma_options *options, const struct address *address,

@@ -314,6 +314,7 @@ static const struct channel_ops channel_ops = {
 	.land = rdma_memory_land,
 	.read = rdma_read_start,
 	.read_room = rdma_read_room,
+	.on_demand = rdma_memory_on_demand,
 };
 
 /* --- Making -------------------------------------------------------------------------- */
@@ -417,6 +418,7 @@ int rdma_channel_create(struct rdma_channel **out, struct rdma_cm_id *id,
 	channel->events_from = events;
 	channel->dialed = group != RDMA_GROUP_ACCEPTED;
 	channel->shut_fd = -1;
+	channel->odp = options->odp;
 	channel->poll_ns = options->poll_us * 1000;
 	channel->task.run = run_task;
 	int result = set_up(channel, group, error);

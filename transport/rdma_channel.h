@@ -69,6 +69,7 @@ struct rdma_channel {
 	enum rdma_armed armed;
 	int shut_fd; /* an eventfd, written by channel_shutdown() */
 	bool dialed;
+	enum on_demand odp; /* as the address says; of a device that can */
 	char name[2 * RESOLVE_TEXT + 8];
 	char device[160];
 	char failure[160]; /* what the device said when the channel died */
@@ -233,8 +234,9 @@ void rdma_receive_pause(struct channel *base, bool paused);
 int rdma_read_start(struct channel *base, struct landing *landing, size_t offset, uint64_t address,
 		    uint32_t key, size_t bytes, uint64_t cookie);
 size_t rdma_read_room(const struct channel *base);
+enum on_demand rdma_memory_on_demand(const struct channel *base);
 int rdma_memory_expose(struct exposure *out, const struct channel *base, void *memory, size_t bytes,
-		       struct jaunt_error *error);
+		       bool on_demand, struct jaunt_error *error);
 int rdma_memory_land(struct landing *out, struct channel *base, void *memory, size_t bytes,
 		     struct jaunt_error *error);
 /* Whether [offset, offset + bytes) lies in it; its key then. */

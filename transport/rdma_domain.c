@@ -12,6 +12,20 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct rdma_domain *domains;
 
+/* Whether the device takes part in on-demand paging, and READs by a peer may meet a page that is
+ * not there. */
+static bool can_page(struct ibv_context *device)
+{
+	struct verbs_context *extended = verbs_get_ctx_op(device, query_device_ex);
+	struct ibv_device_attr_ex limits;
+
+	memset(&limits, 0, sizeof(limits));
+	if (!extended || extended->query_device_ex(device, NULL, &limits, sizeof(limits)))
+		return false;
+	return limits.odp_caps.general_caps & IBV_ODP_SUPPORT &&
+	       limits.odp_caps.per_transport_caps.rc_odp_caps & IBV_ODP_SUPPORT_READ;
+}
+
 /* Under the lock. */
 static int create(struct rdma_domain **out, const struct rdma_library *library,
 		  struct ibv_context *device, uint64_t group)
@@ -23,6 +37,7 @@ static int create(struct rdma_domain **out, const struct rdma_library *library,
 	domain->device = device;
 	domain->device_name = library->verbs.get_device_name(device->device);
 	domain->group = group;
+	domain->pages_on_demand = can_page(device);
 	int result = library->verbs.query_device(device, &domain->limits);
 	if (!result) {
 		domain->pd = library->verbs.alloc_pd(device);

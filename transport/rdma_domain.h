@@ -22,7 +22,8 @@ struct rdma_domain {
 	struct ibv_pd *pd;
 	struct ibv_device_attr limits;
 	const char *device_name;
-	uint64_t group; /* RDMA_GROUP_ACCEPTED: accepted */
+	bool pages_on_demand; /* it can expose memory without pinning it */
+	uint64_t group;       /* RDMA_GROUP_ACCEPTED: accepted */
 	/* Guarded by the lock of rdma_domain.c. */
 	unsigned references;
 	struct rdma_domain *next;

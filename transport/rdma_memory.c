@@ -26,15 +26,23 @@ static void withdraw(struct exposure *exposure)
 	free(own);
 }
 
+enum on_demand rdma_memory_on_demand(const struct channel *base)
+{
+	const struct rdma_channel *channel = rdma_channel_of_const(base);
+
+	return channel->domain->pages_on_demand ? channel->odp : ON_DEMAND_NO;
+}
+
 int rdma_memory_expose(struct exposure *out, const struct channel *base, void *memory, size_t bytes,
-		       struct jaunt_error *error)
+		       bool on_demand, struct jaunt_error *error)
 {
 	struct rdma_domain *domain = rdma_channel_of_const(base)->domain;
 	struct rdma_exposure *own = calloc(1, sizeof(*own));
 
 	if (!own)
 		return error_set(error, ENOMEM, "expose", "out of memory");
-	own->region = rdma_domain_register(domain, memory, bytes, IBV_ACCESS_REMOTE_READ,
+	int paged = on_demand && rdma_memory_on_demand(base) ? IBV_ACCESS_ON_DEMAND : 0;
+	own->region = rdma_domain_register(domain, memory, bytes, IBV_ACCESS_REMOTE_READ | paged,
 					   "exposing memory to the peer", error);
 	if (!own->region) {
 		int code = errno;

@@ -21,6 +21,19 @@ static const struct option known[OPTIONS] = {
 	[POLL_US] = {"poll-us", 0, 1000},
 };
 
+/* What `odp' takes, in the order of enum on_demand. */
+static const char *const odp_words[] = {"off", "auto", "on"};
+
+static bool parse_odp(struct rdma_options *options, const char *word, size_t length)
+{
+	for (unsigned i = 0; i < sizeof(odp_words) / sizeof(odp_words[0]); i++)
+		if (strlen(odp_words[i]) == length && !strncmp(word, odp_words[i], length)) {
+			options->odp = (enum on_demand)i;
+			return true;
+		}
+	return false;
+}
+
 static void set(struct rdma_options *options, unsigned which, unsigned long value)
 {
 	switch (which) {
@@ -41,6 +54,12 @@ static void set(struct rdma_options *options, unsigned which, unsigned long valu
 static int parse_one(struct rdma_options *options, const char *text, size_t length,
 		     struct jaunt_error *error)
 {
+	if (length > 4 && !strncmp(text, "odp=", 4)) {
+		if (parse_odp(options, text + 4, length - 4))
+			return 0;
+		return error_set(error, EINVAL, "bad-address", "'%.*s': odp is auto, on or off",
+				 (int)length, text);
+	}
 	for (unsigned i = 0; i < OPTIONS; i++) {
 		size_t name = strlen(known[i].name);
 		char *end;
@@ -56,10 +75,11 @@ static int parse_one(struct rdma_options *options, const char *text, size_t leng
 		set(options, i, value);
 		return 0;
 	}
-	return error_set(error, EINVAL, "bad-address",
-			 "'%.*s' is no option of rdma: addresses; there are traffic-class, "
-			 "ack-timeout, retries and poll-us, each as NAME=NUMBER",
-			 (int)length, text);
+	return error_set(
+		error, EINVAL, "bad-address",
+		"'%.*s' is no option of rdma: addresses; there are traffic-class, "
+		"ack-timeout, retries and poll-us, each as NAME=NUMBER, and odp=auto|on|off",
+		(int)length, text);
 }
 
 int rdma_options_parse(struct rdma_options *options, const struct address *address,
@@ -68,7 +88,8 @@ int rdma_options_parse(struct rdma_options *options, const struct address *addre
 	const char *text = address->options;
 	int result = 0;
 
-	*options = (struct rdma_options){.traffic_class = -1, .ack_timeout = -1, .retries = 7};
+	*options = (struct rdma_options){
+		.traffic_class = -1, .ack_timeout = -1, .retries = 7, .odp = ON_DEMAND_MAY};
 	while (*text && !result) {
 		size_t length = strcspn(text, ",");
 		result = parse_one(options, text, length, error);

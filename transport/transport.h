@@ -226,6 +226,18 @@ struct exposure {
  * device. Reasons: "expose", "memory-lock". */
 int transport_expose(struct exposure *out, const struct channel *channel, void *memory,
 		     size_t bytes, struct jaunt_error *error);
+/* Whether memory can be exposed without being pinned (on-demand paging): the device asks for pages
+ * as they are read, and loses them when they are given back. */
+enum on_demand {
+	ON_DEMAND_NO,     /* the device cannot, or the address says so */
+	ON_DEMAND_MAY,    /* where pinning will not do: a page that was pinned is read sooner */
+	ON_DEMAND_ALWAYS, /* the address says so */
+};
+enum on_demand channel_on_demand(const struct channel *channel);
+/* transport_expose() without pinning, unless that is ON_DEMAND_NO: no limit of locked memory
+ * counts, no hole is filled before it is read, and what is read is what the memory holds then. */
+int transport_expose_on_demand(struct exposure *out, const struct channel *channel, void *memory,
+			       size_t bytes, struct jaunt_error *error);
 /* Revokes the key and unpins; no READ finds the memory after it returns, and one under way fails at
  * the other end, whose channel that ends. Does nothing where nothing is exposed. It may be called
  * after the channel was freed. Any thread. */

@@ -114,7 +114,7 @@ int source_expose(struct source *source, struct jaunt_error *error)
 		trace_event(source->base.lane, "expose", "the registration did not start");
 		return 0;
 	}
-	if (!reports) {
+	if (!reports && !source->expose.on_demand) {
 		trace_event(source->base.lane, "expose",
 			    "only after the switch: the driver does not report discards");
 		return 0;

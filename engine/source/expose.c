@@ -17,6 +17,10 @@
  * Where the second pass finds data beyond a chunk that is good, it registers the block once more.
  * The old key stays good until the end, since READs may be under way with it.
  *
+ * Where the device asks for pages on demand nothing is pinned: nothing goes stale, no hole is
+ * filled and no limit counts. Pages that are pinned are read sooner, so that is for where they
+ * cannot be.
+ *
  * A pass that meets a limit stops there: what is not registered is fetched by message.
  */
 #include "engine/source/expose.h"
@@ -111,6 +115,13 @@ static bool is_good(const struct expose_block *block, const struct chunk *now)
 	       now->first + now->count <= block->chunk.first + block->chunk.count;
 }
 
+static int expose_memory(const struct expose *expose, struct exposure *out, void *memory,
+			 uint64_t bytes, struct jaunt_error *error)
+{
+	return (expose->on_demand ? transport_expose_on_demand
+				  : transport_expose)(out, expose->channel, memory, bytes, error);
+}
+
 static void register_block(struct expose *expose, size_t region, struct expose_block *block,
 			   const struct chunk *chunk)
 {
@@ -119,14 +130,15 @@ static void register_block(struct expose *expose, size_t region, struct expose_b
 	struct jaunt_error error = {0};
 	struct exposure exposure;
 
-	if (!reserve(expose, bytes, (chunk->count - chunk->data) * of->page_bytes))
+	uint64_t holes = expose->on_demand ? 0 : (chunk->count - chunk->data) * of->page_bytes;
+
+	if (!reserve(expose, bytes, holes))
 		return;
 	atomic_store(&block->stale, false);
-	if (transport_expose(&exposure, expose->channel, of->view + chunk->first * of->page_bytes,
-			     bytes, &error) < 0) {
+	if (expose_memory(expose, &exposure, of->view + chunk->first * of->page_bytes, bytes,
+			  &error) < 0) {
 		atomic_fetch_sub(&expose->bytes, bytes);
-		atomic_fetch_sub(&expose->hole_bytes,
-				 (chunk->count - chunk->data) * of->page_bytes);
+		atomic_fetch_sub(&expose->hole_bytes, holes);
 		error_context(&error, "register guest memory");
 		say_why(expose, &error);
 		atomic_store(&expose->refuse, true); /* what one is refused, so is the next */
@@ -210,8 +222,8 @@ static void estimate(struct expose *expose)
 		 count = chunk_dense(of, &chunk, most ? most : 1);
 	uint64_t bytes = count * of->page_bytes, started = clock_ns();
 	if (!count || bytes > expose->room_bytes ||
-	    transport_expose(&exposure, expose->channel, of->view + chunk.first * of->page_bytes,
-			     bytes, &ignored) < 0)
+	    expose_memory(expose, &exposure, of->view + chunk.first * of->page_bytes, bytes,
+			  &ignored) < 0)
 		return;
 	double all = (double)(clock_ns() - started) / (double)bytes *
 		     (double)atomic_load(&expose->wanted);
@@ -266,15 +278,21 @@ static int make_blocks(struct expose *expose)
 }
 
 /* Half of what is free: the guest, and others, need some too. */
-static void look_at_limits(struct expose *expose)
+static void look_at_limits(struct expose *expose, bool reports)
 {
+	enum on_demand way = channel_on_demand(expose->channel);
 	struct jaunt_error why = {0};
 	struct room room;
 
 	expose->room_bytes = room_lockable();
 	expose->hole_room_bytes =
 		room_measure(&room, NULL) == 0 ? room_for_pages(&room) / 2 : ROOM_UNLIMITED;
-	if (expose->room_bytes >= atomic_load(&expose->wanted))
+	bool fits = expose->room_bytes >= atomic_load(&expose->wanted);
+	expose->on_demand =
+		way == ON_DEMAND_ALWAYS || (way == ON_DEMAND_MAY && (!fits || !reports));
+	if (expose->on_demand)
+		expose->room_bytes = expose->hole_room_bytes = ROOM_UNLIMITED;
+	if (fits || expose->on_demand)
 		return;
 	error_set(&why, ENOMEM, "memory-lock",
 		  "this process may pin %" PRIu64 " MiB, and the guest has %" PRIu64
@@ -284,8 +302,8 @@ static void look_at_limits(struct expose *expose)
 	say_why(expose, &why);
 }
 
-int expose_open(struct expose *expose, const struct guestmem *memory, const struct channel *channel,
-		void (*ready)(void *user), void *user)
+static int begin(struct expose *expose, const struct guestmem *memory,
+		 const struct channel *channel, bool reports, void (*ready)(void *user), void *user)
 {
 	memset(expose, 0, sizeof(*expose));
 	expose->memory = memory;
@@ -295,23 +313,27 @@ int expose_open(struct expose *expose, const struct guestmem *memory, const stru
 	pthread_mutex_init(&expose->mutex, NULL);
 	atomic_store(&expose->open, true);
 	atomic_store(&expose->wanted, chunks_data_bytes(memory));
-	look_at_limits(expose);
+	look_at_limits(expose, reports);
 	int result = make_blocks(expose);
 	if (result == 0)
 		estimate(expose);
+	if (result == 0 && (reports || expose->on_demand))
+		result = start_pass(expose);
+	if (result < 0)
+		expose_close(expose);
 	return result;
+}
+
+int expose_open(struct expose *expose, const struct guestmem *memory, const struct channel *channel,
+		void (*ready)(void *user), void *user)
+{
+	return begin(expose, memory, channel, false, ready, user);
 }
 
 int expose_start(struct expose *expose, const struct guestmem *memory,
 		 const struct channel *channel, void (*ready)(void *user), void *user)
 {
-	int result = expose_open(expose, memory, channel, ready, user);
-
-	if (result == 0)
-		result = start_pass(expose);
-	if (result < 0)
-		expose_close(expose);
-	return result;
+	return begin(expose, memory, channel, true, ready, user);
 }
 
 bool expose_finished(const struct expose *expose)
@@ -347,7 +369,8 @@ size_t expose_take(struct expose *expose, struct expose_told *out, size_t room)
 
 void expose_discarded(struct expose *expose, size_t region, uint64_t first, uint64_t count)
 {
-	if (!atomic_load(&expose->exposing) || region >= expose->memory->region_count || !count)
+	if (!atomic_load(&expose->exposing) || expose->on_demand ||
+	    region >= expose->memory->region_count || !count)
 		return;
 	uint64_t pages = chunk_block_pages(&expose->memory->regions[region]);
 	uint64_t blocks = chunk_blocks(&expose->memory->regions[region]);

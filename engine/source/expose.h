@@ -49,6 +49,7 @@ struct expose {
 	void *user;
 	struct expose_block *blocks; /* of all regions, one after the other */
 	uint64_t block_count, region_block[JAUNT_MAX_REGIONS];
+	bool on_demand;                       /* nothing is pinned, so nothing goes stale */
 	uint64_t room_bytes, hole_room_bytes; /* what may be registered, allocated, at most */
 
 	pthread_t threads[EXPOSE_THREADS_MAX];
@@ -69,8 +70,8 @@ struct expose {
 	struct jaunt_error why; /* why less is exposed than there is; code 0: it is not */
 };
 
-/* Looks at the limits and estimates; nothing is exposed before expose_again(). For a VM of which
- * nobody hears what it gives back while it runs. -ENOMEM */
+/* Looks at the limits and estimates. Nothing is exposed before expose_again(), unless it is on
+ * demand. For a VM of which nobody hears what it gives back while it runs. -ENOMEM */
 int expose_open(struct expose *expose, const struct guestmem *memory, const struct channel *channel,
 		void (*ready)(void *user), void *user);
 /* The same, and starts the first pass. -ENOMEM, -EAGAIN: the threads; then nothing is exposed. */

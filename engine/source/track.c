@@ -65,7 +65,7 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 		atomic_store(&source->shared.discards, true);
 		if (!atomic_load(&source->shared.session.epoch)) {
 			expose_discarded(&source->expose, region, first, count);
-		} else if (atomic_load(&source->expose.exposing)) {
+		} else if (atomic_load(&source->expose.exposing) && !source->expose.on_demand) {
 			/* Its key may be in use, so it cannot be revoked; nor can the READs be
 			 * believed. */
 			atomic_store(&source->discarded_late, true);

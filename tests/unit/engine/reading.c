@@ -25,13 +25,14 @@ struct pinned {
 	struct io_uring ring;
 	uint64_t address;
 	size_t bytes;
-	bool live;
+	bool live, on_demand;
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards all of these */
 static struct pinned chunks[CHUNKS_MAX];
 static unsigned exposed, posted, allowed = CHUNKS_MAX;
 static bool held, fail_next;
+static enum on_demand paging;
 
 static void withdraw(struct exposure *exposure)
 {
@@ -45,7 +46,7 @@ static void withdraw(struct exposure *exposure)
 	pthread_mutex_unlock(&mutex);
 }
 
-static int pin(struct exposure *out, void *memory, size_t bytes)
+static int pin(struct exposure *out, void *memory, size_t bytes, bool on_demand)
 {
 	struct iovec range = {memory, bytes};
 	uint32_t key = 0;
@@ -55,7 +56,9 @@ static int pin(struct exposure *out, void *memory, size_t bytes)
 	must(key < CHUNKS_MAX, "too many chunks for this test");
 	struct pinned *pinned = &chunks[key];
 	must(io_uring_queue_init(2, &pinned->ring, 0) == 0, "no ring");
-	must(io_uring_register_buffers(&pinned->ring, &range, 1) == 0, "memory cannot be pinned");
+	pinned->on_demand = on_demand;
+	must(on_demand || io_uring_register_buffers(&pinned->ring, &range, 1) == 0,
+	     "memory cannot be pinned");
 	pinned->private.withdraw = withdraw;
 	pinned->address = (uintptr_t)memory;
 	pinned->bytes = bytes;
@@ -66,11 +69,11 @@ static int pin(struct exposure *out, void *memory, size_t bytes)
 }
 
 static int expose(struct exposure *out, const struct channel *channel, void *memory, size_t bytes,
-		  struct jaunt_error *error)
+		  bool on_demand, struct jaunt_error *error)
 {
 	(void)channel;
 	pthread_mutex_lock(&mutex);
-	int result = allowed ? pin(out, memory, bytes)
+	int result = allowed ? pin(out, memory, bytes, on_demand && paging)
 			     : error_set(error, ENOMEM, "memory-lock", "no more can be pinned");
 	allowed -= result == 0;
 	pthread_mutex_unlock(&mutex);
@@ -86,6 +89,10 @@ static int read_pinned(uint64_t address, uint32_t key, void *to, size_t bytes)
 	    address - pinned->address > pinned->bytes ||
 	    bytes > pinned->bytes - (address - pinned->address))
 		return -EREMOTEIO;
+	if (pinned->on_demand) {
+		memcpy(to, (const void *)(uintptr_t)address, bytes);
+		return 0;
+	}
 	int file = memfd_create("read", MFD_CLOEXEC);
 	must(file >= 0, "no file");
 	struct io_uring_sqe *entry = io_uring_get_sqe(&pinned->ring);
@@ -326,6 +333,12 @@ static int op_read(struct channel *channel, struct landing *landing, size_t offs
 	return 0;
 }
 
+static enum on_demand op_on_demand(const struct channel *channel)
+{
+	(void)channel;
+	return paging;
+}
+
 static size_t op_read_room(const struct channel *channel)
 {
 	return of(channel)->dead ? 0 : DONE_MAX - of(channel)->count;
@@ -346,7 +359,8 @@ static const struct channel_ops ops = {.bind = op_bind,
 				       .expose = expose,
 				       .land = land,
 				       .read = op_read,
-				       .read_room = op_read_room};
+				       .read_room = op_read_room,
+				       .on_demand = op_on_demand};
 
 struct channel *reading_wrap(struct channel *inner)
 {
@@ -389,6 +403,13 @@ void reading_fail_next(void)
 {
 	pthread_mutex_lock(&mutex);
 	fail_next = true;
+	pthread_mutex_unlock(&mutex);
+}
+
+void reading_page_on_demand(enum on_demand how)
+{
+	pthread_mutex_lock(&mutex);
+	paging = how;
 	pthread_mutex_unlock(&mutex);
 }
 

@@ -24,6 +24,8 @@ void reading_hold(bool hold);
 void reading_fail_next(void);
 /* After so many more chunks none is exposed any more: -ENOMEM, "memory-lock". */
 void reading_refuse_after(unsigned chunks);
+/* What its device says of on-demand paging, which is without pins then. */
+void reading_page_on_demand(enum on_demand how);
 /* Chunks exposed and not withdrawn. */
 unsigned reading_exposed(void);
 /* READs without a channel. -errno: no such memory. */

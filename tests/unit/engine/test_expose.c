@@ -354,6 +354,57 @@ Test(expose, the_limit_of_locked_memory_is_named_before_anything_is_exposed)
 	close_memory();
 }
 
+Test(expose, on_demand_nothing_is_pinned_so_nothing_goes_stale_and_no_hole_is_filled)
+{
+	struct expose_told stale[TOLD];
+	struct expose_figures figures;
+
+	open_memory(2 * BLOCK);
+	reading_page_on_demand(ON_DEMAND_ALWAYS);
+	write_pages(0, 6, 1);
+	write_pages(8, 6, 1);
+	start();
+	cr_assert(expose.on_demand);
+	cr_assert_eq(told_count, 1);
+	replace_page(3, 2);
+	expect_read(chunk_of(3), 3, 2);
+	expect_read(chunk_of(13), 13, 1);
+	cr_assert_eq(expose_freeze(&expose, stale, TOLD), 0);
+	cr_assert_eq(guestmem_next_data(region(), 6), 8);
+	expose_figures(&expose, &figures);
+	cr_assert_eq(figures.hole_bytes, 0);
+	again();
+	cr_assert_eq(told_count, 0);
+	close_memory();
+}
+
+Test(expose, where_the_address_leaves_it_open_memory_is_pinned_if_that_will_do)
+{
+	open_memory(BLOCK);
+	reading_page_on_demand(ON_DEMAND_MAY);
+	write_pages(0, 6, 1);
+	start();
+	cr_assert_not(expose.on_demand);
+	expect_read(chunk_of(3), 3, 1);
+	close_memory();
+}
+
+Test(expose, without_reports_memory_is_exposed_on_demand_while_the_vm_runs)
+{
+	open_memory(BLOCK);
+	reading_page_on_demand(ON_DEMAND_MAY);
+	write_pages(0, 10, 1);
+	told_count = 0;
+	cr_assert_eq(expose_open(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	cr_assert(expose.on_demand);
+	take_all();
+	cr_assert_eq(told_count, 1);
+	cr_assert_eq(guestmem_punch(region(), 5, 1), 0); /* and nobody says so */
+	write_pages(5, 1, 2);
+	expect_read(chunk_of(5), 5, 2);
+	close_memory();
+}
+
 Test(expose, the_estimate_is_there_before_anything_is_exposed_and_fills_no_hole)
 {
 	struct expose_figures figures;

@@ -151,6 +151,9 @@ Test(address, rdma_takes_options_behind_a_comma)
 	address_format(&address, text, sizeof(text));
 	cr_assert_str_eq(text, "rdma:[fe80::1]:7421");
 	parsed("rdma:host");
+	parsed("rdma:host,odp=auto,retries=1");
+	parsed("rdma:host,odp=on");
+	parsed("rdma:host,odp=off");
 	parsed("rdma:host,ack-timeout=31,poll-us=1000,traffic-class=0");
 }
 
