@@ -38,6 +38,9 @@
 #include "cli/text.h"
 
 #define HOST_TELL_NS UINT64_C(100000000) /* between events to followers */
+/* The same while this host only waits for the other to have all pages: it hears of that as seldom
+ * where the other reads them by itself, and should have nothing to do. */
+#define HOST_TELL_AWAY_NS UINT64_C(500000000)
 /* A signal ends the process within 5 s. The guest's last check of its memory may use what of them
  * the rest does not need: stopping it, giving its memory back, the last words to clients. */
 #define HOST_END_MS      5000
@@ -421,6 +424,13 @@ static void stop(struct host *host)
 	host->outcome = host->account.memory_errors ? JAUNT_FAILED : JAUNT_DONE;
 }
 
+static uint64_t tell_ns(const struct host *host)
+{
+	bool away = host->shown == JAUNT_PHASE_POSTCOPY || host->shown == JAUNT_PHASE_BLOCKED;
+
+	return away && job_outgoing(host->job) ? HOST_TELL_AWAY_NS : HOST_TELL_NS;
+}
+
 static void look_after_job(struct host *host)
 {
 	struct jaunt_status status;
@@ -440,7 +450,7 @@ static void look_after_job(struct host *host)
 		tell_phase(host, &status);
 	tell_refusal(host, &status);
 	if (server_has_followers(host->server) &&
-	    (changed || clock_ns() - host->told_ns >= HOST_TELL_NS))
+	    (changed || clock_ns() - host->told_ns >= tell_ns(host)))
 		tell_followers(host, &status);
 }
 
@@ -464,7 +474,8 @@ static int patience_ms(const struct host *host)
 {
 	if (host->starting || host->abandon_ns)
 		return HOST_START_MS;
-	return host->job && server_has_followers(host->server) ? (int)(HOST_TELL_NS / 1000000) : -1;
+	return host->job && server_has_followers(host->server) ? (int)(tell_ns(host) / 1000000)
+							       : -1;
 }
 
 /* To leave would end the VM, or what another host still needs of it: whatever fails, this process

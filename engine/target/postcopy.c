@@ -17,9 +17,13 @@
 #include "transport/ring.h"
 
 #define PROGRESS_NS 100000000u
-#define COMPLETE_NS 1000000000u
-#define RELEASE_NS  UINT64_C(60000000000) /* for a source that is away to hear of the end */
-#define MS_NS       1000000u
+/* A source whose memory is READ has nothing else to do: it is not woken ten times a second. */
+#define READ_PROGRESS_NS 500000000u
+#define READ_PING_NS     1000000000u
+#define SIGNS_OF_LIFE    4u /* within the time after which the other side counts as silent */
+#define COMPLETE_NS      1000000000u
+#define RELEASE_NS       UINT64_C(60000000000) /* for a source that is away to hear of the end */
+#define MS_NS            1000000u
 
 /* Why pages do not arrive, if they do not: true and `why`. */
 static bool is_blocked(struct target *target, struct jaunt_error *why)
@@ -201,14 +205,36 @@ static int vm_is_gone(struct target *target, struct jaunt_error *error)
 	return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_UNKNOWN, error);
 }
 
-static void tell_progress(struct target *target)
+/* What the source is told while pages are missing, and when again. */
+struct telling {
+	uint64_t progress_ns, ping_ns;
+	bool blocked;
+};
+
+static uint64_t interval(const struct target *target, uint64_t by_message, uint64_t by_read)
+{
+	uint64_t most = (uint64_t)target->base.options.peer_timeout_ms * MS_NS / SIGNS_OF_LIFE;
+	uint64_t wanted = channel_can_read(target->link.channel) ? by_read : by_message;
+
+	return wanted < most ? wanted : most;
+}
+
+static void tell_source(struct target *target, struct telling *telling)
 {
 	bool blocked = target->base.status.phase == JAUNT_PHASE_BLOCKED;
+	uint64_t now = clock_ns();
 
-	if (!target_in_touch(target) || target->channels_wanted)
+	if (!target_in_touch(target) || target->channels_wanted ||
+	    (now < telling->progress_ns && blocked == telling->blocked))
 		return;
 	target_send_progress(target, false, blocked ? target->base.status.reason : NULL);
+	telling->blocked = blocked;
+	telling->progress_ns = now + interval(target, PROGRESS_NS, READ_PROGRESS_NS);
+	/* Beside it, in the same packet. */
+	if (!target_in_touch(target) || now < telling->ping_ns)
+		return;
 	send_ping(target);
+	telling->ping_ns = now + interval(target, PROGRESS_NS, READ_PING_NS);
 }
 
 /* The operator gives the VM up with pages missing. The guest must not run on without a handler: it
@@ -234,14 +260,15 @@ static int abandon(struct target *target, struct jaunt_error *error)
 int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 {
 	struct target_shared *shared = &target->shared;
-	uint64_t progress_ns = clock_ns() + PROGRESS_NS;
+	uint64_t look_ns = clock_ns() + PROGRESS_NS;
+	struct telling telling = {.progress_ns = look_ns};
 
 	/* In doubt until the source came back: it waits for more than RESUMED. */
 	if (target->link_epoch && target->linked)
 		target_rejoin_agree(target);
 	while (pagemap_missing(&shared->map)) {
 		Jaunt__Control *message;
-		int result = target_turn(target, progress_ns, &message);
+		int result = target_turn(target, look_ns, &message);
 		if (result == 1)
 			control_free(message);
 		if (target->linked && (result < 0 || is_cut_off(target)))
@@ -250,9 +277,9 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 		if (process_check(&target->process, 0, error) < 0)
 			return vm_is_gone(target, error);
 		look_around(target);
-		if (clock_ns() >= progress_ns) {
-			tell_progress(target);
-			progress_ns = clock_ns() + PROGRESS_NS;
+		if (clock_ns() >= look_ns) {
+			tell_source(target, &telling);
+			look_ns = clock_ns() + PROGRESS_NS;
 		}
 		/* Not if the last page has come meanwhile: then there is nothing to give up. */
 		if (atomic_load(&target->base.abandon) && pagemap_missing(&shared->map))
