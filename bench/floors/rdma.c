@@ -8,7 +8,8 @@
  * of registered memory at random and times its first touch of each; another reads the userfaultfd,
  * READs the page into a hot buffer, waits for the completion by event and copies it in: no page
  * map, no protocol, no bookkeeping, one fault at a time. Then the same connection READs memory in
- * runs into a buffer that stays in the cache, so many at once, and installs nothing.
+ * runs into a buffer that stays in the cache, so many at once: first it installs nothing, then each
+ * run is copied into fresh registered memory.
  *
  * The toucher is a thread and not a vCPU: machines with soft RoCE are mostly nested ones without
  * KVM, and so it is compared with guests whose vCPUs are threads.
@@ -33,7 +34,8 @@
 #include "bench/floors/report.h"
 #include "bench/floors/verbs.h"
 
-#define PAGE 4096u
+#define PAGE          4096u
+#define INSTALL_BYTES (32u * PAGE) /* with one ioctl */
 
 static const char help[] =
 	"Usage: jaunt-floor-rdma --address HOST [OPTION...]\n"
@@ -42,7 +44,8 @@ static const char help[] =
 	"  --address HOST   an IPv4 address of this host's RDMA device; both processes use it\n"
 	"  --working-set N  bytes that are touched, and fetched by faults (default 64M)\n"
 	"  --dwell-us N     work between two touches (default 0)\n"
-	"  --bulk N         bytes that are read in runs afterwards (default 256M)\n"
+	"  --bulk N         bytes that are read in runs afterwards (default 256M), twice:\n"
+	"                   without and with installing them\n"
 	"  --run N          bytes of a run (default 64k)\n"
 	"  --depth N        runs under way at once (default 8)\n"
 	"  --seed N         of the random order (default 1)\n";
@@ -59,7 +62,7 @@ struct target {
 	struct memory memory;
 	double *touches_us; /* of the first touch of each page */
 	uint64_t wrong;
-	double fault_seconds, bulk_seconds;
+	double fault_seconds, bulk_seconds, installed_seconds;
 	double source_cpu_us; /* while faults were served */
 };
 
@@ -158,7 +161,18 @@ static void measure_faults(struct target *target)
 	pthread_join(handler, NULL);
 }
 
-static void measure_bulk(struct target *target)
+/* `into` NULL: stays where it was READ to. */
+static void take_run(const struct options *options, struct memory *into, uint64_t run,
+		     const uint8_t *bytes)
+{
+	for (uint64_t at = 0; into && at < options->run; at += INSTALL_BYTES) {
+		uint64_t left = options->run - at;
+		memory_copy(into, run * options->run + at, bytes + at,
+			    left < INSTALL_BYTES ? left : INSTALL_BYTES);
+	}
+}
+
+static double measure_bulk(struct target *target, struct memory *into)
 {
 	const struct options *options = target->options;
 	uint64_t room = options->run * options->depth, from = source_bytes(options);
@@ -175,10 +189,24 @@ static void measure_bulk(struct target *target)
 				   staging + begun % options->depth * options->run,
 				   begun % (from / options->run) * options->run,
 				   (uint32_t)options->run);
-		done += verbs_wait(&target->verbs);
+		for (unsigned count = verbs_wait(&target->verbs); count; count--, done++)
+			take_run(options, into, done,
+				 staging + done % options->depth * options->run);
 	}
-	target->bulk_seconds = (double)(clock_ns() - start) / 1e9;
+	double seconds = (double)(clock_ns() - start) / 1e9;
 	ibv_dereg_mr(landing);
+	munmap(staging, room);
+	return seconds;
+}
+
+static void measure_both_bulks(struct target *target)
+{
+	struct memory memory;
+	target->bulk_seconds = measure_bulk(target, NULL);
+	memory_warm(target->options->bulk, PAGE);
+	memory_open(&memory, target->options->bulk, PAGE, false);
+	target->installed_seconds = measure_bulk(target, &memory);
+	memory_close(&memory);
 }
 
 /* CPU time that a process has used so far, all its threads. */
@@ -269,6 +297,8 @@ static void report(struct target *target)
 	json_object_set_new(object, "depth", json_integer((json_int_t)options->depth));
 	json_object_set_new(object, "bulk_gb_per_s",
 			    json_real((double)bulk / target->bulk_seconds / 1e9));
+	json_object_set_new(object, "bulk_installed_gb_per_s",
+			    json_real((double)bulk / target->installed_seconds / 1e9));
 	report_print(object);
 }
 
@@ -300,7 +330,7 @@ int main(int count, char **arguments)
 	target.source_cpu_us = cpu_us(child) - before_us;
 	if (target.wrong)
 		program_usage("%lu touches found a wrong page", target.wrong);
-	measure_bulk(&target);
+	measure_both_bulks(&target);
 	verbs_disconnect(&target.verbs);
 	report(&target);
 	int status;

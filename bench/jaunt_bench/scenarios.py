@@ -16,6 +16,7 @@ from .far import far
 from .large import hybrid, terabyte
 from .machine import GIB, MIB
 from .qemu import qemu, qemu_capped, qemu_hybrid, qemu_post_copy
+from .rdma import rdma
 
 PAGE = 4096
 POPULATED = 0.98  # of the working set, as seen from outside: enough to begin
@@ -361,9 +362,9 @@ PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'cap': 'apart',
               **dict.fromkeys(QEMU, 'any')}
 
 # Long, or of no migration with the default workload.
-ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', *QEMU)
+ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', 'rdma', *QEMU)
 
 ALL = {scenario.__name__: scenario
        for scenario in (downtime, fault, push, cap, distance, far, bulk, memory, sparse, terabyte,
-                        hybrid, install, modes,
+                        hybrid, install, modes, rdma,
                         qemu, qemu_post_copy, qemu_capped, qemu_hybrid)}

@@ -29,9 +29,10 @@ class Broken(AssertionError):
 class Machine:
     """Runs from the constructor on; ready after boot()."""
 
-    def __init__(self, image, folder, name, network, address, mtu=4200, memory_mib=768):
+    def __init__(self, image, folder, name, network, address, mtu=4200, memory_mib=768,
+                 more=()):
         """`network` is None for one host on a dummy device, else QEMU's end of a line between two:
-        ("server" or "client", the path of a socket)."""
+        ("server" or "client", the path of a socket). `more`: of QEMU's options."""
         self.name, self.address, self.folder = name, address, folder
         self.console = folder / f"{name}.console"
         self.lines = folder / f"{name}.line"
@@ -49,7 +50,7 @@ class Machine:
                        [f"net={self.interface(network)},{address}/24,{mtu}"]) +
             ["-serial", f"file:{self.console}",
              "-chardev", f"socket,id=line,path={self.lines},server=on,wait=off",
-             "-serial", "chardev:line", "-qmp", f"unix:{self.monitor},server=on,wait=off"],
+             "-serial", "chardev:line", "-qmp", f"unix:{self.monitor},server=on,wait=off", *more],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent)
         # At once: what the machine says before that is lost.
