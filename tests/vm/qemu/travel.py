@@ -37,6 +37,7 @@ class Guest:
         self.image = image(site.build)
         self.count = 0
         self.hosts = []  # those that it ran in, in order
+        self.started = []  # those and all others that were to take it in
         self.disk = None
         if shape.devices:
             self.disk = pathlib.Path(site.directory) / "disk"
@@ -51,8 +52,9 @@ class Guest:
 
     def start_qemu(self, incoming=False):
         self.count += 1
-        return Qemu(self.site, self.image, self.shape, f"q{self.count}", incoming, self.words,
-                    self.pulse_port, self.disk, self.user)
+        self.started.append(Qemu(self.site, self.image, self.shape, f"q{self.count}", incoming,
+                                 self.words, self.pulse_port, self.disk, self.user))
+        return self.started[-1]
 
     def arrived(self, target, keep_source=False):
         """The guest is at the target now."""
@@ -63,7 +65,7 @@ class Guest:
         return source
 
     def end(self):
-        for host in self.hosts:
+        for host in self.started:
             host.end()
 
     # --- What it says ----------------------------------------------------------------------------------
