@@ -31,6 +31,7 @@
 #include "base/clock.h"
 #include "bench/floors/memory.h"
 #include "bench/floors/program.h"
+#include "bench/floors/registration.h"
 #include "bench/floors/report.h"
 #include "bench/floors/verbs.h"
 
@@ -48,11 +49,13 @@ static const char help[] =
 	"                   without and with installing them\n"
 	"  --run N          bytes of a run (default 64k)\n"
 	"  --depth N        runs under way at once (default 8)\n"
-	"  --seed N         of the random order (default 1)\n";
+	"  --seed N         of the random order (default 1)\n"
+	"  --register N     nothing of that: registers so many bytes in pieces of 1, 4, 16 and\n"
+	"                   64 MiB, with data and without, and READs a page of the first\n";
 
 struct options {
 	const char *host;
-	uint64_t working_set, bulk, run, depth, seed;
+	uint64_t working_set, bulk, run, depth, seed, registered;
 	double dwell_us;
 };
 
@@ -82,7 +85,8 @@ static void source(const struct options *options, int tell)
 	verbs_listen(&listener, options->host, &port);
 	if (write(tell, &port, sizeof(port)) != sizeof(port))
 		program_fail("tell the port");
-	verbs_serve(&listener, memory, source_bytes(options));
+	verbs_accept(&listener, memory, source_bytes(options));
+	verbs_await_end(&listener);
 	_exit(0);
 }
 
@@ -235,6 +239,7 @@ static struct options parse(int count, char **arguments)
 					      {"run", required_argument, NULL, 'r'},
 					      {"depth", required_argument, NULL, 'D'},
 					      {"seed", required_argument, NULL, 'e'},
+					      {"register", required_argument, NULL, 'g'},
 					      {"help", no_argument, NULL, 'h'},
 					      {0}};
 	int option;
@@ -261,6 +266,9 @@ static struct options parse(int count, char **arguments)
 		case 'e':
 			options.seed = program_count(optarg, 1);
 			break;
+		case 'g':
+			options.registered = program_bytes(optarg);
+			break;
 		case 'h':
 			fputs(help, stdout);
 			exit(0);
@@ -275,6 +283,8 @@ static struct options parse(int count, char **arguments)
 	    options.depth > 1024)
 		program_usage("sizes must be whole pages, the bulk at least one run, the depth at "
 			      "most 1024");
+	if (options.registered % MIB(64))
+		program_usage("what is registered must be a multiple of 64 MiB");
 	return options;
 }
 
@@ -302,9 +312,23 @@ static void report(struct target *target)
 	report_print(object);
 }
 
+static void report_registration(const struct options *options)
+{
+	json_t *object = report_begin("registration");
+	json_object_set_new(object, "registered_bytes",
+			    json_integer((json_int_t)options->registered));
+	json_object_set_new(object, "pieces",
+			    registration_measure(options->host, options->registered));
+	report_print(object);
+}
+
 int main(int count, char **arguments)
 {
 	struct options options = parse(count, arguments);
+	if (options.registered) {
+		report_registration(&options);
+		return 0;
+	}
 	static struct target target;
 	uint16_t port;
 	int told[2];

@@ -74,7 +74,7 @@ void verbs_listen(struct verbs_listener *listener, const char *host, uint16_t *p
 	*port = ntohs(rdma_get_src_port(listener->id));
 }
 
-void verbs_serve(struct verbs_listener *listener, void *memory, uint64_t bytes)
+struct ibv_pd *verbs_accept(struct verbs_listener *listener, void *memory, uint64_t bytes)
 {
 	struct rdma_cm_event *event = expect(listener->events, RDMA_CM_EVENT_CONNECT_REQUEST);
 	struct rdma_cm_id *id = event->id;
@@ -94,6 +94,11 @@ void verbs_serve(struct verbs_listener *listener, void *memory, uint64_t bytes)
 	if (rdma_accept(id, &parameters))
 		program_fail("accept");
 	rdma_ack_cm_event(expect(listener->events, RDMA_CM_EVENT_ESTABLISHED));
+	return id->pd;
+}
+
+void verbs_await_end(struct verbs_listener *listener)
+{
 	rdma_ack_cm_event(expect(listener->events, RDMA_CM_EVENT_DISCONNECTED));
 }
 

@@ -28,8 +28,9 @@ struct verbs_listener {
 
 /* Listens at an address of this host, on a port that the kernel chooses. */
 void verbs_listen(struct verbs_listener *listener, const char *host, uint16_t *port);
-/* Lets one peer READ the memory until it disconnects. */
-void verbs_serve(struct verbs_listener *listener, void *memory, uint64_t bytes);
+/* Lets one peer READ the memory, and whatever else is registered in the domain that it returns. */
+struct ibv_pd *verbs_accept(struct verbs_listener *listener, void *memory, uint64_t bytes);
+void verbs_await_end(struct verbs_listener *listener); /* the peer disconnects */
 
 /* `depth`: READs that will be under way at most. */
 void verbs_connect(struct verbs *verbs, const char *host, uint16_t port, unsigned depth);
