@@ -276,6 +276,11 @@ static struct channel_totals totals(const struct channel *base)
 		.sent_bytes = atomic_load_explicit(&channel->sent_bytes, memory_order_relaxed),
 		.received_bytes =
 			atomic_load_explicit(&channel->received_bytes, memory_order_relaxed),
+		.reads = atomic_load_explicit(&channel->reads_total, memory_order_relaxed),
+		.read_completions =
+			atomic_load_explicit(&channel->read_completions, memory_order_relaxed),
+		.other_requests =
+			atomic_load_explicit(&channel->others_total, memory_order_relaxed),
 	};
 }
 

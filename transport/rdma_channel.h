@@ -147,6 +147,7 @@ struct rdma_channel {
 	_Atomic bool shut;
 	/* Written by the owner alone, read by anybody. Relaxed: they order nothing. */
 	_Atomic uint64_t sent_bytes, received_bytes;
+	_Atomic uint64_t reads_total, read_completions, others_total;
 };
 
 static inline struct rdma_channel *rdma_channel_of(struct channel *base)
@@ -159,11 +160,11 @@ static inline const struct rdma_channel *rdma_channel_of_const(const struct chan
 	return container_of(base, const struct rdma_channel, base);
 }
 
-static inline void rdma_count(_Atomic uint64_t *total, size_t bytes)
+static inline void rdma_count(_Atomic uint64_t *total, uint64_t more)
 {
 	/* One writer: no need for a locked addition. */
 	uint64_t before = atomic_load_explicit(total, memory_order_relaxed);
-	atomic_store_explicit(total, before + bytes, memory_order_relaxed);
+	atomic_store_explicit(total, before + more, memory_order_relaxed);
 }
 
 static inline bool rdma_is_shut(const struct rdma_channel *channel)

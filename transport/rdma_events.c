@@ -95,6 +95,8 @@ static int take_one(struct rdma_channel *channel, const struct ibv_wc *wc, bool 
 	if (wc->wr_id & RDMA_RECEIVE_ID)
 		return rdma_receive_arrived(channel, (unsigned)(wc->wr_id & ~RDMA_RECEIVE_ID),
 					    wc->byte_len, be32toh(wc->imm_data));
+	if (channel->posted[wc->wr_id % RDMA_POSTED].kind == RDMA_POSTED_READ)
+		rdma_count(&channel->read_completions, 1);
 	retire(channel, wc->wr_id, tell);
 	return 0;
 }

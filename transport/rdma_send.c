@@ -39,10 +39,13 @@ int rdma_post(struct rdma_channel *channel, struct ibv_send_wr *request,
 	if (result)
 		return -result;
 	channel->posted[channel->posted_next++ % RDMA_POSTED] = *posted;
-	if (posted->kind == RDMA_POSTED_READ)
+	if (posted->kind == RDMA_POSTED_READ) {
 		channel->reads++;
-	else
+		rdma_count(&channel->reads_total, 1);
+	} else {
 		channel->others++;
+		rdma_count(&channel->others_total, 1);
+	}
 	return 0;
 }
 

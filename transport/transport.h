@@ -186,8 +186,11 @@ int channel_timeout(struct channel *channel, uint32_t timeout_ms);
 
 struct channel_totals {
 	uint64_t sent_bytes, received_bytes;
+	/* Of one-sided READs: work requests that the device took, and completions that it gave. */
+	uint64_t reads, read_completions;
+	uint64_t other_requests; /* that it took: messages, and looks whether the peer is there */
 };
-/* Any thread; each figure is current, the two need not be of one moment. */
+/* Any thread; each figure is current, they need not be of one moment. */
 struct channel_totals channel_totals(const struct channel *channel);
 
 /* "127.0.0.1:40312 → 127.0.0.1:7420", for messages. */

@@ -305,6 +305,7 @@ static void demand_read_done(void *user, uint64_t cookie, int error)
 		counter_add(&demand->counters.payload_bytes, page_bytes);
 		counter_add(&demand->counters.read, 1);
 		counter_add(&demand->counters.read_bytes, page_bytes);
+		demand->readpage.pages++;
 		take_page(demand, region, page, bytes, false);
 	}
 	readpage_free(&demand->readpage, cookie);
@@ -321,9 +322,24 @@ static void demand_ready(void *user, int mask_or_error)
 	demand->readable = true;
 }
 
+static void tell_reads(struct demand *demand)
+{
+	struct channel_totals totals;
+
+	if (!demand->lane || !demand->readpage.channel)
+		return;
+	totals = channel_totals(demand->channel);
+	trace_event(demand->lane, "reads",
+		    "%" PRIu64 " pages, %" PRIu64 " work requests, %" PRIu64
+		    " completions; %" PRIu64 " other requests",
+		    demand->readpage.pages, totals.reads, totals.read_completions,
+		    totals.other_requests);
+}
+
 /* None of their I/O is under way any more when it returns, so nothing of theirs can come. */
 static void close_channels(struct demand *demand)
 {
+	tell_reads(demand);
 	if (demand->checker.shared)
 		checker_close(&demand->checker);
 	channel_drop(demand->check_channel); /* what there is to say the control link says */

@@ -21,7 +21,8 @@ struct readpage {
 	struct landing landing;
 	size_t slot_bytes;
 	unsigned slots;
-	uint64_t busy; /* slots that belong to the device, or to whoever has taken a page */
+	uint64_t busy;  /* slots that belong to the device, or to whoever has taken a page */
+	uint64_t pages; /* that have come; counted by the owner */
 	struct {
 		uint64_t page;
 		uint16_t region;

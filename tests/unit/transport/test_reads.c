@@ -118,6 +118,27 @@ Test(reads, a_page_is_read)
 	tear_down();
 }
 
+Test(reads, each_costs_one_work_request_and_one_completion)
+{
+	size_t pages = 300, posted = 0;
+
+	set_up(pages * PAGE, 8);
+	struct channel_totals before = channel_totals(pair.right.channel);
+	cr_assert_eq(before.reads, 0);
+	while (heard.count < pages) {
+		for (; posted < pages && channel_read_room(pair.right.channel); posted++)
+			cr_assert_eq(read_at(posted * PAGE, PAGE, posted), 0);
+		unsigned heard_before = heard.count;
+		wait_until(pair.ring, heard.count > heard_before);
+	}
+	struct channel_totals after = channel_totals(pair.right.channel);
+	cr_assert_eq(after.reads, pages);
+	cr_assert_eq(after.read_completions, pages);
+	cr_assert_eq(after.other_requests, before.other_requests);
+	expect_pattern(landing.bytes, pages * PAGE, 8);
+	tear_down();
+}
+
 Test(reads, many_are_under_way_at_once_and_are_told_in_the_order_of_the_calls)
 {
 	size_t pages = 4096;

@@ -6,6 +6,7 @@ Every guest is checked by itself, every page is verified where it says so, and o
 must have READ pages: else the test would show nothing that TCP does not.
 """
 
+import re
 import signal
 
 import cases
@@ -53,15 +54,29 @@ class Journeys:
 
     # --- Nothing goes wrong -------------------------------------------------------------------------
 
+    def check_requests(self, machine, trace):
+        """Each page that a fault READ cost one work request and one completion, and no message."""
+        text = machine.run(f"grep '\"reads\"' {trace}")
+        found = re.findall(r"(\d+) pages, (\d+) work requests, (\d+) completions; (\d+) other", text)
+        self.assertEqual(len(found), 1, text)
+        pages, requests, completions, others = map(int, found[0])
+        self.assertGreater(pages, 1000)
+        self.assertEqual((requests, completions), (pages, pages))
+        # Those that were fetched by message, the channel's first one, and looks after a silent peer.
+        fetched = int(machine.run(f"grep -c '\"fetched\"' {trace}"))
+        self.assertLessEqual(others, fetched - pages + 8)
+
     def test_rdma_demand_only_verified(self):
         case = lab.small(verify=True, push="off", workload="sweep")
         with self.site("rdma") as site:
-            source, target, command = self.hand_over(site, case)
+            trace = f"{site.directory}/trace"
+            source, target, command = self.hand_over(site, case, receive=("--trace", trace))
             before = self.until_pages(site, "demanded", 1500)["migration"]["pages"]
             self.assertLess(before["pushed"], 64, "what the switch itself brings along is little")
             self.assertGreater(before["read"], 1000)
             self.assertEqual(site.run("set", "b", "push=on")[0], DONE)
             self.finish(site, case, source, target, command)
+            self.check_requests(site.machine("b"), trace)
 
     # --- One side is lost ---------------------------------------------------------------------------
 
