@@ -3,6 +3,7 @@
 
 import journeys
 import lab
+import recovery
 
 ADDRESS = "10.8.0.1"
 
@@ -62,6 +63,16 @@ class OneHost(journeys.Journeys, lab.Case):
         self.contract("rdma")
         # The device is made again behind the last test.
         self.host.run("until rdma link show rxe0/1 >/dev/null 2>&1; do usleep 50000; done")
+
+    # --- The link goes away, for good ---------------------------------------------------------------
+
+    def test_rdma_a_link_that_stays_away_blocks_both_sides(self):
+        case = lab.small(**self.LARGE)
+        with self.site("rdma") as site:
+            source, target, command = self.lose_link(site, case)
+            self.check_target_ends(site, target)
+            recovery.resume_at_source(site, source, command)
+        self.set_link(True)
 
     # --- Whole migrations: beside these, those of test_reads.py ----------------------------------
 

@@ -31,7 +31,7 @@ class Confined(nested.Site):
         return process
 
 
-class Trouble(lab.Case):
+class Troubled(lab.Case):
     # More data than a limit of some chunks; work that leaves something to be pushed.
     LARGE = journeys.Journeys.LARGE
     hand_over = journeys.Journeys.hand_over
@@ -45,6 +45,16 @@ class Trouble(lab.Case):
     def site(self, scheme="rdma", kind=nested.Site):
         return kind({"a": self.host, "b": self.host}, scheme)
 
+    def begin_held(self, site, source=None, target=None):
+        """Held before COMMIT, at either side."""
+        processes = recovery.begin(site, lab.small(),
+                                   {"JAUNT_INJECT": source} if source else None,
+                                   {"JAUNT_INJECT": target} if target else None)[:3]
+        recovery.until_phase(site, "b", "switchover")
+        return processes
+
+
+class Trouble(Troubled):
     # --- Addresses ----------------------------------------------------------------------------------
 
     def test_a_vm_moves_over_ipv6(self):
@@ -87,14 +97,6 @@ class Trouble(lab.Case):
             recovery.runs_at_source(site, source)
 
     # --- A side that is stopped, and not dead: its device goes on -----------------------------------
-
-    def begin_held(self, site, source=None, target=None):
-        """Held before COMMIT, at either side."""
-        processes = recovery.begin(site, lab.small(),
-                                   {"JAUNT_INJECT": source} if source else None,
-                                   {"JAUNT_INJECT": target} if target else None)[:3]
-        recovery.until_phase(site, "b", "switchover")
-        return processes
 
     def impatient_site(self):
         site = self.site()
@@ -140,7 +142,9 @@ class Trouble(lab.Case):
             self.assertEqual(site.run("set", "b", "push=on")[0], DONE)
             self.finish(site, case, source, target, command)
 
-    # --- The device is taken away -------------------------------------------------------------------
+
+class Devices(Troubled):
+    """One is taken away."""
 
     def remove_device(self):
         """It is gone when no process has it open any more (rxe cannot take it away from one), and made

@@ -53,3 +53,11 @@ class TwoHosts(journeys.Journeys, lab.Case):
             self.set_link(True)
             report = self.finish(site, case, source, target, command)
             self.assertEqual(report["reason"], "")
+
+    def test_rdma_a_link_that_comes_back_late_is_found_again(self):
+        """Both sides are blocked until then: the source connects again, and all goes on."""
+        case = lab.small(verify=True, **self.LARGE)
+        with self.site("rdma") as site:
+            source, target, command = self.lose_link(site, case)
+            self.set_link(True)
+            self.finish(site, case, source, target, command)
