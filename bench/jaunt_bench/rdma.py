@@ -18,8 +18,11 @@ def _rounds(bench, count, faults, clock):
   words = [MEASURE, '--build', bench.programs.build, '--rounds', str(count), '--faults', str(faults),
            *clock]
   bench.say(' '.join(words[5:]))
-  done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                        timeout=count * ROUND_S, check=False)
+  try:
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          timeout=count * ROUND_S, check=False)
+  except subprocess.TimeoutExpired as error:
+    raise Failed(f'tests/vm/rdma/measure: not done within {count * ROUND_S} s') from error
   said = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
   if done.returncode == NOT_HERE:
     raise machine.NotHere(said)
