@@ -257,8 +257,9 @@ class Migration:
     if done.returncode:
       raise Failed(f'jaunt set here push=on: {done.stderr.strip()}')
 
-  def finish(self, seconds=300):
-    """Waits for the end, stops the VM, and returns the reports of migrate and receive."""
+  def finish(self, seconds=300, after=0):
+    """Waits for the end, lets the guest run for so many seconds more, stops the VM, and returns the reports
+    of migrate and receive."""
     code = self.mover.wait(seconds)
     self.moved = self.mover.report()
     if code:
@@ -267,6 +268,9 @@ class Migration:
     # The source is released at once, the target says so when it has heard of it.
     self.target.wait_for_line('complete', END_S)
     self.done.set()
+    time.sleep(after)
+    # What the guest does from here on, when it checks its memory, is no work.
+    self.stopped_ns = time.monotonic_ns()
     self.target.signal(signal.SIGTERM)
     self.target.wait(END_S)
     self.received = self.target.report()

@@ -24,6 +24,7 @@ MAX_ROUNDS = 8
 # jaunt-bench-tracking says of one (docs/policy.md).
 TRACKING_MS = 6.5e-3
 BEFORE_S = 1.2  # of throughput before the command
+AFTER_S = 0.5   # and after the end
 
 
 class Run:
@@ -106,8 +107,9 @@ def run(programs, mode, memory, working_set, options=(), **named):
     if mode in WITH_ROUNDS:
       options = (*options, '--max-rounds', str(MAX_ROUNDS))
     migration.begin('--mode', mode, '--explain', '--trace', trace, *options)
-    migration.finish()
-    return Run(mode, migration, Series.read(mode, throughput, _marks(trace, begin)))
+    migration.finish(after=AFTER_S)
+    return Run(mode, migration, Series.read(mode, throughput, _marks(trace, begin),
+                                            migration.stopped_ns))
 
 
 def simulate(programs, **figures):

@@ -3,6 +3,7 @@
 import html
 
 BLOCKS = ' ▁▂▃▄▅▆▇█'
+LABEL = 36  # width of a mark's name in the drawing
 COLOURS = ('#0b6e99', '#c0392b', '#2e8b57', '#8e44ad', '#d35400', '#555555')
 
 
@@ -13,12 +14,14 @@ class Series:
     self.name, self.samples, self.marks = name, samples, marks
 
   @classmethod
-  def read(cls, name, path, marks):
+  def read(cls, name, path, marks, until):
+    """`until`: when what is asked of the guest ends, in ns."""
     samples = []
     with open(path, encoding='ascii') as file:
       for line in file:
         moment, operations = line.split()
-        samples.append((int(moment), int(operations)))
+        if int(moment) < until:
+          samples.append((int(moment), int(operations)))
     return cls(name, samples, marks)
 
   def between(self, start, end):
@@ -120,11 +123,14 @@ def svg(all_series, title, points=400):
                'stroke-dasharray="3 3"/>')
     path = _path(series.rates(start, step, points), lambda index: x_of_ms(start + index * step), y_of)
     out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
+    last, down = -LABEL, 0
     for name, mark in sorted(series.marks.items(), key=lambda pair: pair[1]):
       x = x_of_ms((mark - series.marks['begin']) / 1e6)
+      down = down + 10 if x - last < LABEL else 0  # else it would lie on the one before
+      last = x
       out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base - panel}" stroke="#888" '
                  'stroke-dasharray="1 2"/>')
-      out.append(f'<text x="{x + 2:.1f}" y="{base - panel + 9}" font-size="9" fill="#666">'
+      out.append(f'<text x="{x + 2:.1f}" y="{base - panel + 9 + down}" font-size="9" fill="#666">'
                  f'{html.escape(name)}</text>')
   axis = top + len(all_series) * (panel + gap) + 8
   ticks = 8
