@@ -162,6 +162,8 @@ static void examine_memory(struct examination *examination)
 	}
 	for (size_t i = 0; i < regions.count; i++)
 		examine_filesystem(examination, &regions.all[i]);
+	if (regions_are_whole(&regions, qmp_process(examination->qmp), &error))
+		add_error(examination, "qemu.memory", &error);
 	regions_close(&regions);
 }
 

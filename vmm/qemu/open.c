@@ -169,6 +169,10 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	    (result = regions_find(&vm->regions, vm->qmp, QEMU_ANSWER_MS, error)) ||
 	    (result = open_agent(vm, error)))
 		return result;
+	/* What has not arrived is a hole in the file, and would be sent on as zeros. */
+	if (!vm->incoming &&
+	    (result = regions_are_whole(&vm->regions, qmp_process(vm->qmp), error)))
+		return result;
 	describe_regions(vm);
 	/* Ahead of the migration, which it would make longer. */
 	if (!vm->incoming) {

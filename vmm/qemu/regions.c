@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -86,6 +87,67 @@ uint64_t regions_mapped(FILE *maps, dev_t device, ino_t inode, uint64_t *address
 	}
 	free(line);
 	return bytes;
+}
+
+/* "VmFlags: rd wr sh um": `um` is registration for missing pages, `ui` for minor faults. Write-
+ * protection alone is `uw`. */
+static bool is_awaited(const char *line)
+{
+	static const char title[] = "VmFlags:";
+
+	return strncmp(line, title, strlen(title)) == 0 &&
+	       (strstr(line, " um") || strstr(line, " ui"));
+}
+
+static const struct regions_one *of_file(const struct regions *regions, dev_t device, ino_t inode)
+{
+	for (size_t i = 0; i < regions->count; i++)
+		if (regions->all[i].device == device && regions->all[i].inode == inode)
+			return &regions->all[i];
+	return NULL;
+}
+
+const struct regions_one *regions_awaited(const struct regions *regions, FILE *smaps)
+{
+	const struct regions_one *one = NULL;
+	unsigned long inode;
+	unsigned device_major, device_minor;
+	bool awaited = false;
+	size_t room = 0;
+	char *line = NULL;
+
+	while (!awaited && getline(&line, &room, smaps) > 0) {
+		if (sscanf(line, "%*x-%*x %*s %*x %x:%x %lu", &device_major, &device_minor,
+			   &inode) == 3)
+			one = of_file(regions, makedev(device_major, device_minor), inode);
+		else
+			awaited = one && is_awaited(line);
+	}
+	free(line);
+	return awaited ? one : NULL;
+}
+
+int regions_are_whole(const struct regions *regions, pid_t process, struct jaunt_error *error)
+{
+	char table[64];
+
+	snprintf(table, sizeof(table), "/proc/%ld/smaps", (long)process);
+	FILE *smaps = fopen(table, "re");
+	if (!smaps)
+		return error_set(error, errno, "ram-not-found",
+				 "cannot read QEMU's mappings in %s: %s; run jaunt as root or as "
+				 "QEMU's user",
+				 table, strerror(errno));
+	const struct regions_one *awaited = regions_awaited(regions, smaps);
+	fclose(smaps);
+	if (!awaited)
+		return 0;
+	return error_set(
+		error, EBUSY, "incomplete-memory",
+		"pages of \"%s\" have not arrived yet, this guest is still on its way here; "
+		"wait until its `jaunt receive` ends, or, if that died, end this QEMU and run "
+		"the guest where it came from by `jaunt resume VM --peer-fenced`",
+		awaited->id);
 }
 
 /* QEMU may live in a root of its own. */

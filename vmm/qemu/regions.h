@@ -36,6 +36,14 @@ int regions_find(struct regions *regions, struct qmp *qmp, unsigned timeout_ms,
 		 struct jaunt_error *error);
 void regions_close(struct regions *regions);
 
+/* Whether all of the memory is QEMU's: 0, or the reason "incomplete-memory" while pages of it are
+ * still to come by a migration, even if nobody brings them. */
+int regions_are_whole(const struct regions *regions, pid_t process, struct jaunt_error *error);
+
+/* The first of them whose missing pages are somebody's to bring, by a table like /proc/PID/smaps:
+ * it is registered with a userfaultfd for more than write-protection. NULL: none. */
+const struct regions_one *regions_awaited(const struct regions *regions, FILE *smaps);
+
 /* Where a file is mapped, shared and writable, from its beginning, by a table like
  * /proc/PID/maps; neighbouring pieces count as one. Returns the bytes, 0: nowhere. */
 uint64_t regions_mapped(FILE *maps, dev_t device, ino_t inode, uint64_t *address);

@@ -199,6 +199,11 @@ class Trouble(lab.Case):
         self.stands_still(target)
         recovery.until_phase(self.site, guest.here.vm, "blocked")
         self.assertNotEqual(guest.here.status(), "running")
+        # Nor can it be moved on with holes in its memory.
+        self.assertEqual(target.status(), "running")
+        code, answer = self.site.run("migrate", target.vm, "tcp:127.0.0.1:1", "--json")
+        self.assertEqual(code, FAILED, answer.transcript())
+        self.assertEqual(answer.json()["reason"], "incomplete-memory")
         # The operator fences the target.
         target.end()
         code, answer = self.site.run("resume", guest.here.vm, "--peer-fenced")
