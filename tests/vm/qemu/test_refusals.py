@@ -12,11 +12,11 @@ OTHER = "7e9f6b0c-93f4-4dc7-b8e2-cbc9b4e8d1c7"
 class SingleRefusals(lab.Case):
     shape = lab.Shape(devices=True)
 
-    def target(self, guest, *words, disk=None):
+    def target(self, guest, *words, disk=None, incoming=True):
         """A QEMU that waits with more of a command line, or with another disk, and its receive."""
         before, guest.words = guest.words, words
         own, guest.disk = guest.disk, disk or guest.disk
-        target = guest.start_qemu(incoming=True)
+        target = guest.start_qemu(incoming)
         guest.words, guest.disk = before, own
         self.addCleanup(target.end)
         receiving = guest.site.start("receive", "tcp:127.0.0.1:0", "--as", target.vm, "--json")
@@ -63,6 +63,21 @@ class SingleRefusals(lab.Case):
             self.assertEqual(guest.here.status(), "running")
             self.assertEqual(target.status(), "inmigrate")
         self.assertIn("never safe", items["device rng"]["advice"])
+        guest.until_beats()
+        guest.works(before, guest.check())
+        self.end(guest, target, receiving)
+
+    def test_a_qemu_that_was_not_started_to_take_a_guest_in_is_refused(self):
+        guest = self.guest()
+        own = pathlib.Path(guest.site.directory) / "own"
+        own.write_bytes(guest.disk.read_bytes())
+        before = guest.here.report()
+        target, receiving = self.target(guest, "-S", disk=own, incoming=False)
+        command = self.migrate(guest, receiving, "--mode", "post-copy")
+        self.assertEqual(command.wait(), FAILED, command.transcript())
+        self.assertIn("-incoming defer", command.transcript() + receiving.transcript())
+        self.assertEqual(command.json()["vm_is_at"], "source")
+        self.assertEqual(target.status(), "prelaunch")
         guest.until_beats()
         guest.works(before, guest.check())
         self.end(guest, target, receiving)
