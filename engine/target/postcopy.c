@@ -239,14 +239,17 @@ static void tell_source(struct target *target, struct telling *telling)
 
 /* The operator gives the VM up with pages missing. The guest must not run on without a handler: it
  * would read zeros. A guest that cannot even be stopped keeps its handler, for as long as the
- * migration is not closed. */
+ * migration is not closed. Of a VM in another process nobody knows who else may run it: what keeps
+ * it from zeros stays in any case. */
 static int abandon(struct target *target, struct jaunt_error *error)
 {
 	uint64_t when;
 	struct jaunt_error stuck = {0};
-	bool stopped = target->factory->ops->pause(target->vm, &when, &stuck) == 0;
+	const struct jaunt_vm_ops *ops = target->factory->ops;
+	bool elsewhere = ops->process && ops->process(target->vm);
+	bool stopped = ops->pause(target->vm, &when, &stuck) == 0;
 
-	if (stopped)
+	if (stopped && !elsewhere)
 		target_release_memory(target);
 	target_stop_threads(target);
 	error_set(error, ECANCELED, "abandoned",

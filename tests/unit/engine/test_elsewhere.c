@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -443,6 +444,56 @@ Test(elsewhere, whose_process_dies_at_the_target_is_told_and_nobody_hangs)
 	pthread_join(source, NULL);
 	cr_assert_neq(departure.outcome, JAUNT_DONE);
 	jaunt_migration_close(departure.migration);
+	vm_end(&a);
+	vm_end(&b);
+}
+
+/* Who else may run it, its driver does not know: it waits for what it lacks for as long as its
+ * userfaultfd is kept. */
+Test(elsewhere, that_is_given_up_at_the_target_reads_no_zeros)
+{
+	struct jaunt_vm_ops still = ops;
+	const struct jaunt_vm_factory lying = {.ops = &still, .create = create};
+	struct vm a, b;
+	struct jaunt_options options;
+	struct jaunt_status status = {.vm_is_at = JAUNT_AT_SOURCE};
+	struct arrival arrival = {0}, departure = {0};
+	struct jaunt_error error = {0};
+	pthread_t target, source;
+	char peer[64];
+
+	still.resume = run_or_lie;
+	lies_still = true;
+	vm_open(&a);
+	vm_open(&b);
+	fill(&a);
+	jaunt_options_init(&options);
+	options.peer = "tcp:127.0.0.1:0";
+	cr_assert_eq(jaunt_target_open(&arrival.migration, &lying, &b, &options, &error), 0);
+	pthread_create(&target, NULL, arrive, &arrival);
+	snprintf(peer, sizeof(peer), "tcp:127.0.0.1:%u", jaunt_target_port(arrival.migration));
+	options.peer = peer;
+	options.mode = "post-copy";
+	options.push = false;
+	cr_assert_eq(jaunt_source_open(&departure.migration, &ops, &a, &options, &error), 0);
+	pthread_create(&source, NULL, arrive, &departure);
+	while (status.vm_is_at != JAUNT_AT_TARGET) {
+		usleep(1000);
+		jaunt_migration_status(arrival.migration, &status);
+	}
+	cr_assert_eq(jaunt_migration_abandon(arrival.migration, &error), 0, "%s", error.text);
+	pthread_join(target, NULL);
+	cr_assert_eq(arrival.outcome, JAUNT_INCOMPLETE, "%s", arrival.error.text);
+	jaunt_migration_close(arrival.migration);
+	jaunt_migration_abandon(departure.migration, &error);
+	pthread_join(source, NULL);
+	jaunt_migration_close(departure.migration);
+
+	struct pollfd fault = {.fd = b.uffd, .events = POLLIN};
+	atomic_store(&b.cell->sum_wanted, true);
+	while (poll(&fault, 1, 1) == 0)
+		cr_assert(atomic_load(&b.cell->sum_wanted), "it has read what never came");
+	cr_assert(fault.revents & POLLIN);
 	vm_end(&a);
 	vm_end(&b);
 }
