@@ -101,17 +101,23 @@ int qemu_note(struct qemu *vm, bool committed, const char *peer, struct jaunt_er
 	struct commit commit = {
 		.process = qmp_process(vm->qmp), .started = vm->started, .committed = committed};
 
-	vm->committed = committed;
-	if (!vm->place->record)
-		return 0;
 	snprintf(commit.peer, sizeof(commit.peer), "%.*s", (int)sizeof(commit.peer) - 1, peer);
-	int result = commit_write(vm->place->record, &commit);
+	int result = vm->place->record ? commit_write(vm->place->record, &commit) : 0;
+	if (result == 0)
+		vm->committed = committed;
 	if (result)
 		return error_set(error, -result, "no-record",
 				 "cannot write %s, which says whose the VM is if this process "
 				 "dies: %s",
 				 vm->place->record, strerror(-result));
 	return 0;
+}
+
+void qemu_uncommit(struct qemu *vm)
+{
+	if (qemu_note(vm, false, "", NULL))
+		commit_remove(vm->place->record);
+	vm->committed = false;
 }
 
 /* --- Opening -----------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ void qemu_close(struct qemu *vm)
 /* --- Ending it ---------------------------------------------------------------------------------
  */
 
-static bool is_gone(const struct qemu *vm, int patience_ms)
+bool qemu_is_gone(const struct qemu *vm, int patience_ms)
 {
 	struct pollfd waiting = {.fd = vm->pidfd, .events = POLLIN};
 	return poll(&waiting, 1, patience_ms) > 0;
@@ -244,9 +250,10 @@ int qemu_end(struct qemu *vm, struct jaunt_error *error)
 {
 	vm->spent = true;
 	qmp_execute(vm->qmp, "quit", NULL, END_MS, NULL, NULL);
-	if (is_gone(vm, END_MS))
+	if (qemu_is_gone(vm, END_MS))
 		return 0;
-	if (syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0 && is_gone(vm, END_MS))
+	if (syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0 &&
+	    qemu_is_gone(vm, END_MS))
 		return 0;
 	return error_set(error, EBUSY, "qemu-silent",
 			 "QEMU, process %ld, cannot be ended: kill it, and make sure that it is "
@@ -387,7 +394,8 @@ const struct jaunt_vm_factory qemu_factory = {
 static int continue_it(const struct qemu_place *place, enum qemu_remains *remains,
 		       struct jaunt_error *error)
 {
-	struct qemu vm = {.place = place, .pidfd = -1, .stream_fd = -1};
+	/* It may have been stopped for that. */
+	struct qemu vm = {.place = place, .pidfd = -1, .stream_fd = -1, .stopped = true};
 	uint64_t when;
 	char path[256], status[32];
 	int result = qmp_open(&vm.qmp, place->monitor, GREETING_MS, error);
@@ -429,8 +437,9 @@ int qemu_recover(const struct qemu_place *place, enum qemu_remains *remains,
 		return continue_it(place, remains, error);
 	*remains = QEMU_COMMITTED;
 	error_set(error, EBUSY, "committed",
-		  "its guest was handed over to %s by a process that died: it must not run here "
-		  "unless the other host is fenced",
-		  commit.peer);
+		  "its guest was handed over to %s by a process that died: it must not run here. "
+		  "If it runs there, end this QEMU (`quit`); if it does not, fence that host, then "
+		  "continue it here (`cont`) and remove %s",
+		  commit.peer, place->record);
 	return 0;
 }

@@ -30,6 +30,8 @@
 
 #define EVENT_MS    1000 /* an event comes before the answer to the command that caused it */
 #define ANNOUNCE_MS 1000
+#define GONE_MS     2000 /* a process that is being killed closes its sockets before it is gone */
+#define SETTLE_NS   UINT64_C(5000000000)
 
 /* --- Time --------------------------------------------------------------------------------------
  */
@@ -101,13 +103,27 @@ static int status_of(struct qemu *vm, char *status, size_t room, struct jaunt_er
 	return result;
 }
 
+/* Whether it has run since RESUME was forgotten. What QEMU has told is read with its answer. */
+static int has_run(struct qemu *vm, bool *ran, struct jaunt_error *error)
+{
+	char status[32];
+	int result = status_of(vm, status, sizeof(status), error);
+
+	*ran = strcmp(status, "running") == 0 || qmp_wait(vm->qmp, "RESUME", 0, NULL, NULL) == 0;
+	return result;
+}
+
 static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
 	char status[32];
+
+	if (vm->unreported.code) { /* it may have given back pages that nobody told of */
+		*error = vm->unreported;
+		return -error->code;
+	}
 	/* While it still runs. */
 	int result = vm->incoming ? 0 : stream_offer(vm, error);
-
 	if (result)
 		return result;
 	vm->stopped = true;
@@ -116,14 +132,18 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 	if (result)
 		return result;
 	if (hear(vm, "STOP", last_instruction_ns, error)) {
-		/* None is told of a guest that had stopped before. */
+		/* None is told of a guest that had stopped before: it is not for us to continue. */
 		result = status_of(vm, status, sizeof(status), error);
-		if (result == 0)
-			result = error_set(error, EINVAL, "qemu-state",
-					   "the guest had stopped by itself: QEMU says \"%s\"",
-					   status);
-		return result;
+		if (result)
+			return result;
+		vm->stopped = false;
+		return error_set(error, EINVAL, "qemu-state",
+				 "the guest had stopped before, and stays as it is, \"%s\" as QEMU "
+				 "says; continue it, then move it again",
+				 status);
 	}
+	/* From here on it would be somebody else's, see committed(). */
+	qmp_forget(vm->qmp, "RESUME");
 	report_now(&vm->report);
 	return 0;
 }
@@ -136,11 +156,14 @@ static int save(void *context, void **state, size_t *bytes, struct jaunt_error *
 static int load(void *context, const void *state, size_t bytes, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
+	bool ran;
 	int result = stream_load(vm, state, bytes, error);
 
+	if (result == 0)
+		result = has_run(vm, &ran, error);
 	if (result)
 		return result;
-	if (qmp_wait(vm->qmp, "RESUME", 0, NULL, NULL) == 0) {
+	if (ran) {
 		qemu_end(vm, NULL);
 		return error_set(error, EIO, "qemu-state",
 				 "QEMU ran the guest by itself as soon as it was loaded");
@@ -151,6 +174,7 @@ static int load(void *context, const void *state, size_t bytes, struct jaunt_err
 /* --- Running -----------------------------------------------------------------------------------
  */
 
+/* 0 once it runs; -EINVAL or -ENOSYS: QEMU refused, and it does not run. */
 static int go_on(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
 {
 	qmp_forget(vm->qmp, "RESUME");
@@ -175,39 +199,58 @@ static void announce(struct qemu *vm)
 static int resume_here(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
 {
 	int result = go_on(vm, first_entry_ns, error);
+	bool refused = result == -EINVAL || result == -ENOSYS;
+	/* One that ended before it said RESUME has run nothing. */
+	bool ended = result == -ECONNRESET && qemu_is_gone(vm, GONE_MS);
 
-	if (result ==
-	    -ETIMEDOUT) /* it may have run, and must not run twice: it counts as running */
+	/* Where it may have run, or may yet, it must not run elsewhere: it counts as running. */
+	if (result && !ended && (!refused || qemu_end(vm, NULL)))
 		result = 0;
-	else if (result)
-		qemu_end(vm, NULL);
-	if (result == 0)
-		announce(vm);
+	if (result)
+		return result;
+	vm->spent = false;
+	error_clear(error);
+	announce(vm);
+	return 0;
+}
+
+/* Waits for the end of a migration of QEMU's that was cancelled: before, `cont` is refused. */
+static int settle(struct qemu *vm, char *status, size_t room, struct jaunt_error *error)
+{
+	uint64_t until_ns = clock_ns() + SETTLE_NS;
+	int result;
+
+	while ((result = status_of(vm, status, room, error)) == 0 &&
+	       strcmp(status, "finish-migrate") == 0 && clock_ns() < until_ns)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	return result;
 }
 
-/* After a failure; perhaps it has not even been stopped. */
+/* After a failure. What we did not stop is left as it is. */
 static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
 {
 	char status[32];
-	int result = status_of(vm, status, sizeof(status), error);
 
 	*first_entry_ns = clock_ns();
+	if (!vm->stopped)
+		return 0;
+	int result = settle(vm, status, sizeof(status), error);
 	if (result)
 		return result;
+	/* First: if we die in between it is the next command that continues it. */
+	if (vm->committed)
+		qemu_uncommit(vm);
 	if (strcmp(status, "running") != 0) {
 		bool ours = strcmp(status, "paused") == 0 || strcmp(status, "postmigrate") == 0 ||
 			    strcmp(status, "finish-migrate") == 0;
 		if (!ours)
 			return error_set(error, EINVAL, "qemu-state",
-					 "the guest had stopped by itself: QEMU says \"%s\"",
-					 status);
+					 "the guest cannot be continued: QEMU says \"%s\"", status);
 		result = go_on(vm, first_entry_ns, error);
 	}
-	if (result)
-		return result;
-	vm->stopped = false;
-	return vm->committed ? qemu_note(vm, false, "", error) : 0;
+	if (result == 0)
+		vm->stopped = false;
+	return result;
 }
 
 static int resume(void *context, uint64_t *first_entry_ns, struct jaunt_error *error)
@@ -218,9 +261,21 @@ static int resume(void *context, uint64_t *first_entry_ns, struct jaunt_error *e
 			    : go_back(vm, first_entry_ns, error);
 }
 
+/* Its state was saved: if it runs again it is another guest by now, and must not run twice. */
 static int committed(void *context, const char *peer, struct jaunt_error *error)
 {
-	return qemu_note(context, true, peer, error);
+	struct qemu *vm = context;
+	bool ran;
+	int result = has_run(vm, &ran, error);
+
+	if (result)
+		return result;
+	if (ran)
+		return error_set(error, EBUSY, "qemu-state",
+				 "somebody else continued the guest at its source (`cont` by "
+				 "another monitor?), where it runs on; leave it alone while it is "
+				 "moved");
+	return qemu_note(vm, true, peer, error);
 }
 
 /* --- Its address space -------------------------------------------------------------------------
@@ -264,8 +319,9 @@ static void report_to(void *context, struct jaunt_migration *migration)
 	struct qemu *vm = context;
 
 	report_stop(&vm->report);
+	vm->unreported = (struct jaunt_error){.code = 0};
 	if (migration)
-		report_start(&vm->report, &vm->attach, &vm->regions, migration, NULL);
+		report_start(&vm->report, &vm->attach, &vm->regions, migration, &vm->unreported);
 }
 
 const struct jaunt_vm_ops qemu_ops = {

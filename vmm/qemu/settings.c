@@ -2,6 +2,7 @@
 #include "vmm/qemu/settings.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -113,9 +114,11 @@ int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error
 
 void settings_restore(struct settings *settings, struct qmp *qmp)
 {
-	if (settings->capabilities)
-		apply(qmp, settings->capabilities, true, NULL);
-	if (settings->parameters && json_object_size(settings->parameters))
+	/* One that does not answer is not waited for twice. */
+	bool silent = settings->capabilities &&
+		      apply(qmp, settings->capabilities, true, NULL) == -ETIMEDOUT;
+
+	if (!silent && settings->parameters && json_object_size(settings->parameters))
 		qmp_execute(qmp, "migrate-set-parameters", json_incref(settings->parameters),
 			    QEMU_ANSWER_MS, NULL, NULL);
 	settings_forget(settings);

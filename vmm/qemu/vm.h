@@ -16,9 +16,9 @@
 
 struct qemu {
 	const struct qemu_place *place;
-	bool incoming;           /* it was started to take a guest in */
-	bool spent;              /* and was given a state to load: of no other use any more */
-	bool stopped, committed; /* the source's guest, by us; what the record says or would say */
+	bool incoming; /* it was started to take a guest in */
+	bool spent;    /* and was given a state to load: of no use any more until that guest runs */
+	bool stopped, committed; /* the guest, by us; what the record says or would say */
 	struct qmp *qmp;
 	struct attach attach;
 	int pidfd;
@@ -26,6 +26,7 @@ struct qemu {
 	struct settings settings;
 	struct regions regions;
 	struct report report;
+	struct jaunt_error unreported; /* why discards are not being told, if they are not */
 	int stream_fd;       /* our end of the channel for device state, -1: none is offered */
 	unsigned slots_used; /* of the agent's shelf, in this migration */
 
@@ -38,6 +39,10 @@ struct qemu {
 /* Writes into the record what this is about, see commit.h. */
 int qemu_note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error);
 
+/* The guest is not committed any more, whatever becomes of the record. */
+void qemu_uncommit(struct qemu *vm);
+
+bool qemu_is_gone(const struct qemu *vm, int patience_ms);
 /* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run.
  */
 int qemu_end(struct qemu *vm, struct jaunt_error *error);

@@ -2,12 +2,14 @@
 """The ends that a migration can come to by its operator's word or by the death of a QEMU: no command
 hangs, and each says what became of the guest."""
 
+import pathlib
 import signal
 
 import lab
 import recovery
 from migrating import CANCELLED, DONE, FAILED, INCOMPLETE
 
+FOR_A_WHILE = ":delay_us=3000000"
 SLOW = ("--bandwidth", "20MB/s")  # so that rounds and the pushing last
 
 
@@ -53,6 +55,57 @@ class Ends(lab.Case):
         self.ends(receive, CANCELLED)
         self.assertEqual(target.status(), "inmigrate")
         self.goes_on(guest)
+
+    # --- Somebody else has a hand in it ------------------------------------------------------------
+
+    def loaded(self):
+        """Held for a while just before COMMIT."""
+        parts = self.begin("--mode", "post-copy", hold="before-commit" + FOR_A_WHILE)
+        recovery.until_phase(parts[0].site, parts[0].here.vm, "switchover")
+        parts[1].monitor.event("MIGRATION", status="completed")
+        return parts
+
+    def test_continued_by_somebody_else_it_is_not_committed(self):
+        guest, target, receive, migrate = self.loaded()
+        guest.here.monitor.ask("cont")
+        report = self.ends(migrate, FAILED)
+        self.assertEqual((report["vm_is_at"], report["reason"]), ("source", "qemu-state"))
+        self.ends(receive, FAILED)
+        self.assertIsNone(target.monitor.when("RESUME"))
+        self.assertEqual(guest.here.status(), "running")
+        self.goes_on(guest)
+
+    def test_stopped_by_its_operator_it_is_left_so(self):
+        guest, _, receive, migrate = self.begin("--mode", "post-copy",
+                                                hold="prepare" + FOR_A_WHILE)
+        recovery.until_phase(guest.site, guest.here.vm, "preparing")
+        guest.here.monitor.ask("stop")
+        report = self.ends(migrate, FAILED)
+        self.assertEqual((report["vm_is_at"], report["reason"]), ("source", "qemu-state"))
+        self.ends(receive, FAILED)
+        self.assertEqual(guest.here.status(), "paused")
+        guest.here.monitor.ask("cont")
+        self.goes_on(guest)
+
+    def test_without_a_record_there_is_no_commit(self):
+        guest, _, receive, migrate = self.loaded()
+        record, = pathlib.Path(guest.site.directory).rglob("*.commit")
+        obstacle = record.with_name(record.name + ".new")
+        obstacle.mkdir()
+        report = self.ends(migrate, FAILED)
+        self.assertEqual((report["vm_is_at"], report["reason"]), ("source", "no-record"))
+        self.ends(receive, FAILED)
+        obstacle.rmdir()
+        self.goes_on(guest)
+
+    def test_the_settings_of_a_qemu_that_took_a_guest_in_are_put_back(self):
+        guest = self.guest()
+        target = guest.start_qemu(incoming=True)
+        questions = "query-migrate-capabilities", "query-migrate-parameters"
+        before = [target.monitor.ask(question) for question in questions]
+        guest.finish(*guest.begin("--mode", "post-copy", target=target))
+        self.assertEqual([target.monitor.ask(question) for question in questions], before)
+        guest.check()
 
     def test_switched_by_hand_it_moves_and_an_interrupt_comes_too_late(self):
         guest, target, receive, migrate = self.begin("--mode", "hybrid", *SLOW)
