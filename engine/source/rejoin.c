@@ -147,20 +147,32 @@ static int await(struct source *source, Jaunt__Control__MessageCase what, int *o
 	}
 }
 
+/* What somebody says who has not shown that he is the target: nothing of it counts but why he
+ * refuses, and that for the operator alone. */
+static int hear_stranger(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = source_next(source, source_deadline(source), &message, error);
+
+	if (result < 0)
+		return result;
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_REFUSED)
+		result = source_unexpected(message, error);
+	else
+		result = error_set(error, EPROTO, "no-such-session",
+				   "who listens at %s is not the target of this migration",
+				   source->base.options.peer);
+	control_free(message);
+	return result;
+}
+
 /* The link to the session's target, greeted. */
 static int reach(struct source *source, struct jaunt_error *error)
 {
-	int nothing = -1;
 	int result = source_open_control(source, ++source->rejoin.epoch, error);
 
-	if (result == 0 && !source->proven) {
-		/* Somebody else, or the target refuses: it says why. */
-		result = await(source, JAUNT__CONTROL__MESSAGE_REFUSED, &nothing, error);
-		if (result == 0)
-			result = error_set(error, EPROTO, "no-such-session",
-					   "who listens at %s is not the target of this migration",
-					   source->base.options.peer);
-	}
+	if (result == 0 && !source->proven) /* somebody else, or the target refuses */
+		result = hear_stranger(source, error);
 	if (result == 0)
 		result = source_greet(source, error);
 	return result;
