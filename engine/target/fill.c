@@ -527,8 +527,10 @@ static void return_blocks(struct fill *fill)
 		struct fill_block *block = fill->blocks[i];
 		if (block && block->used)
 			fill_return_block(fill, block);
-		if (block)
-			block->sending = false;
+		if (!block)
+			continue;
+		block->sending = false;
+		block->reading = 0; /* of READs that ended with their channel nobody is told */
 	}
 	fill->order_head = fill->order_count = 0;
 	fill->left = 0;
