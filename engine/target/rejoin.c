@@ -121,11 +121,11 @@ bool target_rejoin_take(struct target *target, const Jaunt__Control *message)
 		greet(target, message->hello);
 		return true;
 	}
-	if (message->message_case == JAUNT__CONTROL__MESSAGE_COMMIT && target->base.committed) {
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_COMMIT && target->ran) {
 		target_rejoin_agree(target);
 		return true;
 	}
-	if (message->message_case == JAUNT__CONTROL__MESSAGE_ABORT && target->base.committed) {
+	if (message->message_case == JAUNT__CONTROL__MESSAGE_ABORT && target->ran) {
 		/* An operator said here that the source is fenced, or it would not be so. */
 		target_say(target, JAUNT__CONTROL__MESSAGE_REFUSED, "runs-here",
 			   "the VM runs here: it was committed, or the source was fenced");

@@ -47,20 +47,33 @@ static int give_up(struct target *target, struct jaunt_error *error)
 }
 
 /* After COMMIT, no vCPU having run: the source runs the VM again if it hears so, which shows in its
- * ending the link in order. Otherwise nobody can say whose the VM is. */
+ * ending the link in order; also over a link that comes back meanwhile, on which it says COMMIT
+ * again. Otherwise nobody can say whose the VM is. */
 static int hand_back(struct target *target, struct jaunt_error *error)
 {
 	uint64_t until = target_deadline(target);
-	bool heard = false;
+	bool said = target_in_touch(target), heard = false;
 
-	if (target->linked && !target->link.closed)
+	if (said)
 		target_say(target, JAUNT__CONTROL__MESSAGE_FAILED, error->reason, error->text);
-	while (target->linked && !target->link.closed && clock_ns() < until) {
+	while (!heard && clock_ns() < until && (target->linked || target->source_rejoins) &&
+	       !atomic_load(&target->base.abandon)) {
 		Jaunt__Control *message;
-		if (target_turn(target, until, &message) == 1)
-			control_free(message);
+		int result = target_turn(target, until, &message);
+		if (result < 0 && target->linked) {
+			heard = said && target->link.closed && !target->link.close_error;
+			target_lose_link(target);
+			said = false;
+		}
+		if (result != 1)
+			continue;
+		if (message->message_case == JAUNT__CONTROL__MESSAGE_COMMIT) {
+			target_say(target, JAUNT__CONTROL__MESSAGE_FAILED, error->reason,
+				   error->text);
+			said = true;
+		}
+		control_free(message);
 	}
-	heard = target->linked && target->link.closed && !target->link.close_error;
 	target_unprepare(target);
 	return migration_end(&target->base, heard ? JAUNT_FAILED : JAUNT_UNKNOWN,
 			     heard ? JAUNT_AT_SOURCE : JAUNT_AT_UNKNOWN, error);
