@@ -72,8 +72,9 @@ bool target_admits(void *user, const uint8_t token[CONNECT_TOKEN_BYTES])
 {
 	const struct target *target = user;
 
-	return session_admits(&target->shared.session, target->linked && !target->link.closed,
-			      token);
+	/* Once a VM is prepared nobody but its source has business here, linked or not. */
+	return session_admits(&target->shared.session,
+			      target->prepared || (target->linked && !target->link.closed), token);
 }
 
 int target_open_link(struct target *target, struct channel *channel)
@@ -159,6 +160,7 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 	uint64_t now = clock_ns();
 	uint64_t gate_ns = gate_deadline_ns(&target->gate);
 	uint64_t until = gate_ns < until_ns ? gate_ns : until_ns;
+	uint32_t link_epoch = target->link_epoch;
 	int64_t timeout = until == UINT64_MAX ? -1 : until > now ? (int64_t)(until - now) : 0;
 	int result;
 
@@ -174,6 +176,13 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 			let_in(target, channel, &attach);
 		else
 			target_attach(target, channel, &attach);
+	}
+	if (target->link_epoch != link_epoch) {
+		/* The last word of a link that another has taken the place of, or its end; what
+		 * counts the source says again. */
+		if (result == 1)
+			control_free(*message);
+		result = 0;
 	}
 	if (target->channels_wanted && target_attached(target))
 		all_attached(target);
