@@ -232,6 +232,9 @@ static int try_to_come_back(struct source *source, struct jaunt_error *error)
 	}
 	if (result < 0) {
 		trace_event(source->base.lane, "attempt", "%s", why.text);
+		/* Said of a target that has answered since. */
+		if (atomic_load(&source->target_alive))
+			atomic_store(&source->base.resume_fenced, false);
 		source_stop(source);
 		close_link(source);
 		say_blocked(source, &why);
@@ -250,6 +253,12 @@ static int try_to_come_back(struct source *source, struct jaunt_error *error)
 	return -1;
 }
 
+/* A VM whose driver takes pages away while it stands still has lost them. */
+static bool can_come_back(const struct source *source)
+{
+	return source->takes_rejoin && !atomic_load(&source->discarded_late);
+}
+
 int source_keep_in_touch(struct source *source, struct jaunt_error *error)
 {
 	struct rejoin *rejoin = &source->rejoin;
@@ -262,9 +271,7 @@ int source_keep_in_touch(struct source *source, struct jaunt_error *error)
 			say_blocked(source, NULL);
 		}
 	}
-	/* A VM whose driver takes pages away while it stands still has lost them. */
-	if (!rejoin->away || !source->takes_rejoin || atomic_load(&source->discarded_late) ||
-	    clock_ns() < rejoin->next_ns)
+	if (!rejoin->away || !can_come_back(source) || clock_ns() < rejoin->next_ns)
 		return -1;
 	return try_to_come_back(source, error);
 }
@@ -274,21 +281,29 @@ uint64_t source_wait_until(const struct source *source, uint64_t until_ns)
 	const struct rejoin *rejoin = &source->rejoin;
 	uint64_t next = rejoin->away ? rejoin->next_ns : rejoin->explain_ns;
 
-	return next && next < until_ns ? next : until_ns;
+	/* Where nothing will be tried there is nothing to be in time for. */
+	if (!next || !can_come_back(source))
+		return until_ns;
+	return next < until_ns ? next : until_ns;
 }
 
 /* --- Before COMMIT ------------------------------------------------------------------------------
  */
 
-/* Whether the target has ended the link in order, as it does when it has heard ABORT. */
+/* Whether the target has ended the link in order, as it does when it has heard ABORT, or said before
+ * that it gives the VM up. */
 static bool is_heard(struct source *source)
 {
 	uint64_t until = clock_ns() + SECOND_NS, now;
 
 	while (source->linked && !source->link.closed && (now = clock_ns()) < until) {
 		Jaunt__Control *message;
-		if (link_next(&source->link, (int64_t)(until - now), &message) == 1)
-			control_free(message);
+		if (link_next(&source->link, (int64_t)(until - now), &message) != 1)
+			continue;
+		bool failed = message->message_case == JAUNT__CONTROL__MESSAGE_FAILED;
+		control_free(message);
+		if (failed)
+			return true;
 	}
 	return source->linked && source->link.closed && !source->link.close_error;
 }

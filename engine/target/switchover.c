@@ -217,7 +217,8 @@ enum target_verdict target_await_commit(struct target *target, struct jaunt_erro
 				  "VM is");
 			return TARGET_ABANDONED;
 		}
-		if (!target->linked && atomic_load(&target->base.resume_fenced))
+		/* A source that has shown itself since is not fenced. */
+		if (atomic_exchange(&target->base.resume_fenced, false) && !target->linked)
 			return TARGET_FENCED;
 		if (atomic_load(&target->base.cancel) && !asked && target_in_touch(target)) {
 			asked = true; /* only a request: the source decides */
