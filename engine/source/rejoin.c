@@ -290,8 +290,8 @@ uint64_t source_wait_until(const struct source *source, uint64_t until_ns)
 /* --- Before COMMIT ------------------------------------------------------------------------------
  */
 
-/* Whether the target has ended the link in order, as it does when it has heard ABORT, or said before
- * that it gives the VM up. */
+/* Whether the target has ended the link in order, as it does when it has heard ABORT, or said
+ * before that it gives the VM up. */
 static bool is_heard(struct source *source)
 {
 	uint64_t until = clock_ns() + SECOND_NS, now;
