@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Preparing, before the pause: the control link, the agreement on versions and on the VM, one
- * urgent channel for each fault thread of the target, the streams, and the threads that serve them.
- * All of it while the VM runs; whatever fails here costs it nothing.
+ * Preparing, before the pause: the control link, the agreement on versions and on the VM, and then
+ * the page channels (channels.c). All of it while the VM runs; whatever fails here costs it
+ * nothing.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -199,20 +199,10 @@ static int knock(struct source *source, struct channel *channel, uint32_t epoch,
 			 source->base.options.peer, source->wait_ms);
 }
 
-static int open_channel(struct source *source, struct channel **channel, enum attach_role role,
-			struct jaunt_error *error)
-{
-	session_token(&source->shared.session, role, source->rejoin.epoch, source->peer.token);
-	int result = transport_connect(channel, &source->peer, source->wait_ms, error);
-	if (result == 0)
-		channel_timeout(*channel, source->base.options.peer_timeout_ms);
-	return result;
-}
-
 int source_open_control(struct source *source, uint32_t epoch, struct jaunt_error *error)
 {
 	struct channel *channel;
-	int result = open_channel(source, &channel, ATTACH_CONTROL, error);
+	int result = source_open_channel(source, &channel, ATTACH_CONTROL, error);
 
 	if (result < 0)
 		return result;
@@ -376,128 +366,9 @@ static int agree(struct source *source, struct jaunt_error *error)
 	return result;
 }
 
-/* --- Channels
- * ---------------------------------------------------------------------------------------------- */
-
-static void holes_found(void *user)
-{
-	struct source *source = user;
-	worker_wake(&source->pushers[0]->worker);
-}
-
-/* Lets go of those of before, which have ended; what they have sent stays counted. */
-static void retire_serves(struct source *source)
-{
-	pthread_mutex_lock(&source->base.mutex);
-	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++) {
-		if (!source->serves[i])
-			continue;
-		source->past_payload_bytes += counter_get(&source->serves[i]->payload_bytes);
-		source->past_wire_bytes += counter_get(&source->serves[i]->wire_bytes);
-		free(source->serves[i]);
-		source->serves[i] = NULL;
-	}
-	pthread_mutex_unlock(&source->base.mutex);
-}
-
-static void retire_pushers(struct source *source)
-{
-	pthread_mutex_lock(&source->base.mutex);
-	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++) {
-		if (!source->pushers[i])
-			continue;
-		source->past_payload_bytes += counter_get(&source->pushers[i]->payload_bytes);
-		source->past_wire_bytes += counter_get(&source->pushers[i]->wire_bytes);
-		free(source->pushers[i]);
-		source->pushers[i] = NULL;
-	}
-	pthread_mutex_unlock(&source->base.mutex);
-}
-
-static int open_serves(struct source *source, struct jaunt_error *error)
-{
-	retire_serves(source);
-	for (unsigned i = 0; i < source->serve_count; i++) {
-		struct channel *channel;
-		int result = open_channel(source, &channel, ATTACH_URGENT, error);
-		if (result < 0)
-			return result;
-		struct serve *serve = calloc(1, sizeof(*serve));
-		if (!serve)
-			return error_set(error, ENOMEM, "no-memory", "out of memory");
-		result = serve_start(serve, &source->shared, i, channel);
-		pthread_mutex_lock(&source->base.mutex);
-		source->serves[i] = serve;
-		pthread_mutex_unlock(&source->base.mutex);
-		if (result < 0)
-			return error_set(error, -result, "start", "start a page server: %s",
-					 strerror(-result));
-	}
-	return 0;
-}
-
-uint64_t source_stream_rate(const struct source *source)
-{
-	uint64_t all = atomic_load(&source->base.bandwidth);
-	uint64_t each = all / (source->stream_count ? source->stream_count : 1);
-
-	return all && !each ? 1 : each;
-}
-
-static int open_streams(struct source *source, struct jaunt_error *error)
-{
-	retire_pushers(source);
-	for (unsigned i = 0; i < source->stream_count; i++) {
-		struct channel *channel;
-		int result = open_channel(source, &channel, ATTACH_STREAM, error);
-		if (result < 0)
-			return result;
-		uint64_t rate = source_stream_rate(source);
-		if (rate && (result = channel_pace(channel, rate)) < 0) {
-			channel_free(channel);
-			return error_set(error, -result, "bandwidth",
-					 "limit the bandwidth of a stream: %s", strerror(-result));
-		}
-		struct pusher *pusher = calloc(1, sizeof(*pusher));
-		if (!pusher)
-			return error_set(error, ENOMEM, "no-memory", "out of memory");
-		result = pusher_start(pusher, &source->shared, i, channel,
-				      i == 0 ? &source->holes : NULL, &source->precopy.rounds);
-		pthread_mutex_lock(&source->base.mutex);
-		source->pushers[i] = pusher;
-		pthread_mutex_unlock(&source->base.mutex);
-		if (result < 0)
-			return error_set(error, -result, "start", "start a stream: %s",
-					 strerror(-result));
-	}
-	return 0;
-}
-
-static int open_digester(struct source *source, struct jaunt_error *error)
-{
-	struct channel *channels[DIGESTER_CHANNELS] = {NULL};
-	unsigned count = source->serve_count + source->stream_count;
-	int result = 0;
-
-	for (unsigned i = 0; result == 0 && i < count; i++)
-		result = open_channel(source, &channels[i], ATTACH_VERIFY, error);
-	if (result == 0 &&
-	    (result = digester_start(&source->digester, &source->shared, channels, count)) < 0)
-		error_set(error, -result, "start", "start the digests: %s", strerror(-result));
-	for (unsigned i = 0; i < count; i++)
-		if (channels[i])
-			channel_free(channels[i]);
-	return result;
-}
-
-int source_open_channels(struct source *source, struct jaunt_error *error)
-{
-	int result;
-
-	if ((result = open_serves(source, error)) < 0 || (result = open_streams(source, error)) < 0)
-		return result;
-	return source->base.options.verify ? open_digester(source, error) : 0;
-}
+/* --- The whole
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static int await_attached(struct source *source, struct jaunt_error *error)
 {
@@ -553,6 +424,12 @@ static int measure_round_trip(struct source *source, struct jaunt_error *error)
 	return 0;
 }
 
+static void holes_found(void *user)
+{
+	struct source *source = user;
+	worker_wake(&source->pushers[0]->worker);
+}
+
 /* What is exposed in one session is of no use to another's channels. */
 static uint64_t next_group(void)
 {
@@ -587,29 +464,4 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	    (result = measure_round_trip(source, error)) < 0)
 		return result;
 	return source_expose(source, error);
-}
-
-void source_stop(struct source *source)
-{
-	holes_stop(&source->holes);
-	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
-		if (source->serves[i])
-			worker_tell_to_stop(&source->serves[i]->worker);
-	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
-		if (source->pushers[i])
-			worker_tell_to_stop(&source->pushers[i]->worker);
-	expose_stop(&source->expose);
-	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
-		if (source->serves[i])
-			serve_stop(source->serves[i]);
-	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)
-		if (source->pushers[i])
-			pusher_stop(source->pushers[i]);
-	digester_stop(&source->digester);
-}
-
-void source_disconnect(struct source *source)
-{
-	source_stop(source);
-	expose_close(&source->expose);
 }

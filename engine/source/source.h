@@ -94,24 +94,30 @@ int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 uint64_t source_deadline(const struct source *source);
 /* Asks the target, which answers when it has dealt with all that was sent before: 0, or -errno. */
 int source_ping(struct source *source, uint64_t *took_ns, struct jaunt_error *error);
-/* What each stream may send, bytes per second; 0: no limit. Any thread. */
-uint64_t source_stream_rate(const struct source *source);
 /* What to say of a message that has no place here; also of REFUSED and FAILED. */
 int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
-/* Ends every thread and channel but the control link: none of the target's READs is under way any
- * more. */
-void source_stop(struct source *source);
-/* The same, and takes back what is exposed, which takes the longer the more there is. */
-void source_disconnect(struct source *source);
-
 /* HELLO, and what the target can do. 0 or -errno. */
 int source_greet(struct source *source, struct jaunt_error *error);
 /* The control link, by a knock that shows that session, in that epoch; 0: it begins. */
 int source_open_control(struct source *source, uint32_t epoch, struct jaunt_error *error);
 /* How many channels it wants. 0 or -errno. */
 int source_take_ready(struct source *source, const Jaunt__Ready *ready, struct jaunt_error *error);
+
+/* --- channels.c: the page channels
+ * ------------------------------------------------------------------------------------------ */
+
+/* A connection that says what it is for, and is unbound. 0 or -errno. */
+int source_open_channel(struct source *source, struct channel **channel, enum attach_role role,
+			struct jaunt_error *error);
 /* The page channels and the threads that serve them, in place of any before. */
 int source_open_channels(struct source *source, struct jaunt_error *error);
+/* What each stream may send, bytes per second; 0: no limit. Any thread. */
+uint64_t source_stream_rate(const struct source *source);
+/* Ends every thread and channel but the control link: none of the target's READs is under way any
+ * more. */
+void source_stop(struct source *source);
+/* The same, and takes back what is exposed, which takes the longer the more there is. */
+void source_disconnect(struct source *source);
 
 /* --- rejoin.c: after COMMIT the link may be lost, and found again
  * ------------------------------------------------------------------------------------------ */

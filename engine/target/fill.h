@@ -99,8 +99,15 @@ void fill_reattach(struct fill *fill, struct channel *channel, struct channel *c
 		   uint32_t attachment);
 void fill_stop(struct fill *fill);
 
-/* --- Shared by fill.c and pull.c
+/* --- Shared by fill.c, blocks.c and pull.c
  * ------------------------------------------------------------------------ */
+
+/* Asks for the next block that the prefetcher has; false: it has none, or there is no room. */
+bool fill_ask_for_block(struct fill *fill);
+/* The channel's `sent`: the grants of a block are its own again. */
+void fill_sent(void *user, uint64_t cookie);
+/* What was asked for on channels that are gone will not come: it is offered again. */
+void fill_return_blocks(struct fill *fill);
 
 /* Pages have come, as answers to what was asked for with `block` (or NULL): checks and installs
  * them. At most 64, bounded by what one ioctl should cover. */
