@@ -52,7 +52,7 @@ static int give_up(struct target *target, struct jaunt_error *error)
 static int hand_back(struct target *target, struct jaunt_error *error)
 {
 	uint64_t until = target_deadline(target);
-	bool said = target_in_touch(target), heard = false;
+	bool said = target->linked && !target->link.closed, heard = false;
 
 	if (said)
 		target_say(target, JAUNT__CONTROL__MESSAGE_FAILED, error->reason, error->text);
