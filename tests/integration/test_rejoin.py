@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import time
 import unittest
 
 import cases
@@ -15,6 +16,32 @@ from migrating import CANCELLED, DONE, FAILED
 
 def reconnections(status):
     return (status["migration"] or {}).get("reconnections", 0)
+
+
+# Control with a sequence and Complete, of which nothing is missing: length, then the message.
+COMPLETE = b"\x07\0\0\0" + b"\x08\x01" + b"\xc2\x01\x02" + b"\x0a\0"
+PREAMBLE_BYTES = 96
+
+
+def accept(listener):
+    """The next connection that brings all of what a connection begins with, and that."""
+    while True:
+        connection = listener.accept()[0]
+        connection.settimeout(20)
+        preamble = connection.recv(PREAMBLE_BYTES, socket.MSG_WAITALL)
+        if len(preamble) == PREAMBLE_BYTES:
+            return connection, preamble
+        connection.close()
+
+
+def listen(address):
+    """Where a process listened that was killed: its rings, and the listener with them, go after it."""
+    for _ in range(200):
+        try:
+            return socket.create_server(address)
+        except OSError:
+            time.sleep(0.05)
+    return socket.create_server(address)
 
 
 class Rejoin(unittest.TestCase):
@@ -144,6 +171,35 @@ class Rejoin(unittest.TestCase):
         recovery.resume_at_source(self.site, source, command)
         self.assertEqual(self.site.run("cancel", "c")[0], DONE)
         self.assertEqual(fresh.wait(), CANCELLED)
+
+
+    def test_what_somebody_else_says_at_the_address_counts_for_nothing(self):
+        case = cases.Case(workload="random", working_set=60, memory_mib=128, rate=3000, check=16,
+                          push="later", **recovery.backing())
+        # What begins a connection of no session.
+        self.site.vm("x", *case.guest_options())
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            turned = self.site.migrate("x", f"tcp:127.0.0.1:{listener.getsockname()[1]}")
+            listener.settimeout(20)
+            connection, nobody = accept(listener)
+            connection.close()
+            self.assertEqual(turned.wait(), FAILED)
+        source, target, command, _ = self.begin(case)
+        target.kill()
+        host, port = target.peer.removeprefix("tcp:").rsplit(":", 1)
+        with listen((host, int(port))) as impostor:
+            impostor.settimeout(20)
+            for _ in range(2):
+                connection, _ = accept(impostor)
+                with connection:
+                    connection.sendall(nobody + COMPLETE)
+                    while connection.recv(4096):
+                        pass
+            self.site.until("a", lambda status:
+                            "is not the target" in status["migration"]["error"],
+                            "the source says who is there", 20)
+        self.assertEqual(self.site.status("a")["migration"]["phase"], "blocked")
+        recovery.resume_at_source(self.site, source, command)
 
 
 class InDoubt(interrupted.Interrupted):

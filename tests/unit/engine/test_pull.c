@@ -356,6 +356,53 @@ Test(pull, a_read_of_a_stream_that_fails_loses_the_session)
 	close_fill();
 }
 
+/* The next channel of the stream, in that epoch. */
+static void attach_again(uint32_t epoch)
+{
+	struct channel *inner;
+	int former = fd;
+	uint32_t attachment = session_reattach(&world.shared.session, epoch);
+
+	peer_open(&inner, &fd);
+	fill_reattach(fill, reading_wrap(inner), NULL, attachment);
+	peer_expect_preamble(fd, ATTACH_STREAM, 0);
+	close(former);
+}
+
+static void end_grant(const struct frame *grant)
+{
+	struct frame frame = *grant;
+
+	frame.type = FRAME_GRANT_END;
+	frame.flags = 0;
+	peer_send_frame(fd, &frame, NULL);
+}
+
+Test(pull, reads_that_end_with_their_channel_keep_no_block)
+{
+	open_source();
+	expose_pages(0, PAGES);
+	open_fill(false);
+	/* Of every block that a window holds a READ is under way, of whose end nobody is told. */
+	reading_hold(true);
+	for (unsigned i = 0; i < FILL_BLOCKS_MIN; i++) {
+		struct frame grant = next_grant();
+		send_head(FRAME_ZERO, grant.first_page + 32, BLOCK - 32);
+		end_grant(&grant);
+	}
+	while (reading_count() < FILL_BLOCKS_MIN)
+		usleep(1000);
+	attach_again(2);
+	reading_hold(false);
+	for (unsigned left = PAGES - FILL_BLOCKS_MIN * (BLOCK - 32); left;) {
+		struct frame grant = next_grant();
+		end_grant(&grant);
+		left -= grant.page_count;
+	}
+	await_complete();
+	close_fill();
+}
+
 /* Answers one question about digests out of `source`; false: it was not one. */
 static void answer_digests(void)
 {
