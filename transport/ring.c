@@ -33,6 +33,7 @@
  * entries go nowhere, operations end with that error as they are cancelled, ring_wait() returns it.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -485,6 +486,10 @@ void ring_wake(struct ring *ring)
 
 /* --- Making and unmaking ------------------------------------------------------------- */
 
+/* A ring may lie where one of another thread's has lain. The kernel orders the two; the library
+ * maps and unmaps them past the eyes of the thread sanitizer, which is told here. */
+static _Atomic unsigned rings_unmapped;
+
 static int queue_init(struct ring *ring, unsigned depth)
 {
 	/* In order of preference; each kernel says EINVAL to flags it does not know. */
@@ -505,6 +510,7 @@ static int queue_init(struct ring *ring, unsigned depth)
 	}
 	if (error)
 		return error;
+	(void)atomic_load_explicit(&rings_unmapped, memory_order_acquire);
 	unsigned needed = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL;
 	if ((ring->uring.features & needed) != needed) {
 		io_uring_queue_exit(&ring->uring);
@@ -559,6 +565,7 @@ void ring_destroy(struct ring *ring)
 	ring->closing = true;
 	ring_watch_end(ring);
 	ring_cancel(ring, &ring->wake_read);
+	atomic_fetch_add_explicit(&rings_unmapped, 1, memory_order_release);
 	io_uring_queue_exit(&ring->uring);
 	close(ring->wake_fd);
 	free(ring->backlog);
