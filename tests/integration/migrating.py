@@ -6,7 +6,8 @@ of them. Nothing here sleeps for a fixed time to wait for something: output is w
 condition variable, the state of another process by asking it again until a deadline.
 
 From the environment (meson sets them): JAUNT_BUILD, the build folder; JAUNT_TEST_PATIENCE, by which
-every deadline is multiplied (sanitizers are slow); JAUNT_TEST_THREAD_BACKED=1: no KVM.
+every deadline is multiplied (sanitizers are slow); JAUNT_TEST_SHARE, see below;
+JAUNT_TEST_THREAD_BACKED=1: no KVM.
 """
 
 import ctypes
@@ -322,10 +323,20 @@ class _Result(unittest.TextTestResult):
         return method.removeprefix("test_").replace("_", " ") if method else str(test)
 
 
+class _Shared(unittest.TestLoader):
+    """Loads each Nth test from the Kth, of JAUNT_TEST_SHARE=K/N: sanitizers are slow, and have a share
+    each of what takes long."""
+
+    FIRST, EACH = (int(number) for number in os.environ.get("JAUNT_TEST_SHARE", "0/1").split("/"))
+
+    def getTestCaseNames(self, testCaseClass):
+        return super().getTestCaseNames(testCaseClass)[self.FIRST::self.EACH]
+
+
 def main():
     """Like unittest.main(), for meson: status 77 if every test was skipped."""
     program = unittest.main(
-        exit=False, verbosity=2,
+        exit=False, verbosity=2, testLoader=_Shared(),
         testRunner=unittest.TextTestRunner(verbosity=2, resultclass=_Result, stream=sys.stdout))
     result = program.result
     if not result.wasSuccessful():
