@@ -24,13 +24,19 @@
 /* So often within the peer timeout, at least. */
 #define SEEN_OFTEN 4u
 
+/* Long enough for a request that was lost once to be repeated: TCP does that after 1 s, RDMA-CM
+ * after 4.3 s (CMA_CM_RESPONSE_TIMEOUT of the kernel: 4.096 us times 2^20). */
+static uint32_t connect_timeout_ms(const char *peer)
+{
+	return peer && strncmp(peer, "rdma:", 5) == 0 ? 10000 : 5000;
+}
+
 void jaunt_options_init(struct jaunt_options *options)
 {
 	memset(options, 0, sizeof(*options));
 	options->push = true;
 	options->streams = 1;
 	options->fault_threads = 1;
-	options->connect_timeout_ms = 5000;
 	options->peer_timeout_ms = PEER_TIMEOUT_MS;
 	options->downtime_limit_ms = DOWNTIME_LIMIT_MS;
 	options->total_weight = TOTAL_WEIGHT;
@@ -195,7 +201,7 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 	if (!migration->options.fault_threads)
 		migration->options.fault_threads = 1;
 	if (!migration->options.connect_timeout_ms)
-		migration->options.connect_timeout_ms = 5000;
+		migration->options.connect_timeout_ms = connect_timeout_ms(options->peer);
 	if (!migration->options.peer_timeout_ms)
 		migration->options.peer_timeout_ms = PEER_TIMEOUT_MS;
 	pthread_mutex_init(&migration->mutex, NULL);

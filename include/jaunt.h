@@ -204,7 +204,7 @@ struct jaunt_options {
 	size_t allowed_count;
 	const char *trace_path; /* JSON lines of every fault, grant and decision; NULL: none */
 	bool note_demanded;     /* target: remember which pages were demanded, one bit a page */
-	uint32_t connect_timeout_ms; /* 0: 5000 */
+	uint32_t connect_timeout_ms; /* 0: 5000, over RDMA 10000 */
 	uint32_t peer_timeout_ms;    /* silence after which a peer counts as lost, 0: 10000 */
 	/* Called on the running thread, or on one of the engine's, on every change of phase. */
 	void (*phase_changed)(void *context, int phase);
