@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,18 @@ static struct jaunt_error error;
 static const char *allowed[4];
 static size_t allowed_count;
 
+static int shell(char *line)
+{
+	char name[] = "sh", option[] = "-c";
+	char *arguments[] = {name, option, line, NULL};
+	pid_t process;
+	int status = -1;
+
+	if (posix_spawnp(&process, "sh", NULL, NULL, arguments, environ) == 0)
+		waitpid(process, &status, 0);
+	return status;
+}
+
 /* Runs a command in the folder. */
 static void sh(const char *format, ...)
 {
@@ -43,7 +56,7 @@ static void sh(const char *format, ...)
 	vsnprintf(command, sizeof(command), format, arguments);
 	va_end(arguments);
 	snprintf(whole, sizeof(whole), "cd %s && { %s; } >log 2>&1", folder, command);
-	cr_assert_eq(system(whole), 0, "%s", command);
+	cr_assert_eq(shell(whole), 0, "%s", command);
 }
 
 static void set_up(void)
@@ -71,7 +84,7 @@ static void tear_down(void)
 
 	end_pair();
 	snprintf(command, sizeof(command), "rm -rf %s", folder);
-	cr_assert_eq(system(command), 0);
+	cr_assert_eq(shell(command), 0);
 }
 
 TestSuite(config, .init = set_up, .fini = tear_down, .timeout = 120);
