@@ -24,13 +24,6 @@
 /* So often within the peer timeout, at least. */
 #define SEEN_OFTEN 4u
 
-/* Long enough for a request that was lost once to be repeated: TCP does that after 1 s, RDMA-CM
- * after 4.3 s (CMA_CM_RESPONSE_TIMEOUT of the kernel: 4.096 us times 2^20). */
-static uint32_t connect_timeout_ms(const char *peer)
-{
-	return peer && strncmp(peer, "rdma:", 5) == 0 ? 10000 : 5000;
-}
-
 void jaunt_options_init(struct jaunt_options *options)
 {
 	memset(options, 0, sizeof(*options));
@@ -200,8 +193,6 @@ int migration_init(struct jaunt_migration *migration, const struct side_ops *sid
 	migration->options.trace_path = NULL; /* opened already */
 	if (!migration->options.fault_threads)
 		migration->options.fault_threads = 1;
-	if (!migration->options.connect_timeout_ms)
-		migration->options.connect_timeout_ms = connect_timeout_ms(options->peer);
 	if (!migration->options.peer_timeout_ms)
 		migration->options.peer_timeout_ms = PEER_TIMEOUT_MS;
 	pthread_mutex_init(&migration->mutex, NULL);
@@ -308,11 +299,13 @@ int migration_end(struct jaunt_migration *migration, enum jaunt_outcome outcome,
 	return outcome;
 }
 
-int migration_check_address(const struct jaunt_options *options, struct address *address,
-			    bool listening, struct jaunt_error *error)
+int migration_check_address(struct jaunt_options *options, struct address *address, bool listening,
+			    struct jaunt_error *error)
 {
 	int result = address_parse(address, options->peer, error);
 
+	if (result == 0 && !options->connect_timeout_ms)
+		options->connect_timeout_ms = transport_connect_ms(address);
 	if (result == 0)
 		result = address_resolve(address, error);
 	if (result < 0 || options->insecure)

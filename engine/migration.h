@@ -93,8 +93,8 @@ int migration_check_bandwidth(const struct jaunt_options *options, uint64_t byte
 			      uint64_t page_bytes, struct jaunt_error *error);
 
 /* Resolves the peer address, once for all that use it, and says whether it may be used: beyond
- * loopback only with `insecure`. */
-int migration_check_address(const struct jaunt_options *options, struct address *address,
-			    bool listening, struct jaunt_error *error);
+ * loopback only with `insecure`. Completes the options by what depends on it. */
+int migration_check_address(struct jaunt_options *options, struct address *address, bool listening,
+			    struct jaunt_error *error);
 
 #endif

@@ -74,6 +74,7 @@ struct listener {
 
 struct transport {
 	const char *scheme;
+	uint32_t connect_ms; /* see transport_connect_ms() */
 	int (*connect)(struct channel **out, const struct address *address, uint32_t timeout_ms,
 		       struct jaunt_error *error);
 	int (*listen)(struct listener **out, const struct address *address,

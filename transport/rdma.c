@@ -315,6 +315,9 @@ static int check_address(const struct address *address, struct jaunt_error *erro
 
 const struct transport rdma_transport = {
 	.scheme = "rdma",
+	/* The kernel's RDMA-CM repeats one after 4.3 s: 4.096 us times 2 to the power of
+	 * CMA_CM_RESPONSE_TIMEOUT, 20. */
+	.connect_ms = 10000,
 	.connect = rdma_connect_channel,
 	.listen = rdma_transport_listen,
 	.check_options = check_address,

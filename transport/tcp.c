@@ -146,6 +146,7 @@ static int tcp_connect(struct channel **out, const struct address *address, uint
 
 const struct transport tcp_transport = {
 	.scheme = "tcp",
+	.connect_ms = 5000, /* lost requests are repeated after 1 s and 3 s */
 	.connect = tcp_connect,
 	.listen = tcp_listen,
 };

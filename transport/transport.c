@@ -56,6 +56,12 @@ int transport_connect(struct channel **out, const struct address *address, uint3
 	return transport ? transport->connect(out, address, timeout_ms, error) : -EINVAL;
 }
 
+uint32_t transport_connect_ms(const struct address *address)
+{
+	const struct transport *transport = transport_find(address->scheme);
+	return transport ? transport->connect_ms : 0;
+}
+
 int transport_listen(struct listener **out, const struct address *address,
 		     struct jaunt_error *error)
 {

@@ -88,6 +88,10 @@ bool address_is_loopback(const struct address *address);
 int transport_connect(struct channel **out, const struct address *address, uint32_t timeout_ms,
 		      struct jaunt_error *error);
 
+/* How long connecting may take where nobody says: a request that was lost once is repeated in it.
+ */
+uint32_t transport_connect_ms(const struct address *address);
+
 /* Listens on every address that the host resolves to and this host has, all on one port ("[::]"
  * takes IPv4 too). Port 0: one that is free. Reasons: "bad-address", "resolve", "port-in-use",
  * "listen". */

@@ -444,14 +444,15 @@ int source_connect(struct source *source, struct jaunt_error *error)
 	if (session_create(&source->shared.session) < 0)
 		return error_set(error, EIO, "random", "the kernel gives no random numbers");
 	source->shared.session.verify = source->base.options.verify;
-	source->peer.group = next_group();
-	source->wait_ms = source->base.options.connect_timeout_ms;
 	source->stream_count = source->base.options.streams;
 	source->shared.streams = source->stream_count;
 	atomic_store(&source->shared.paced, source_stream_rate(source) != 0);
 	if ((result = migration_check_address(&source->base.options, &source->peer, false, error)) <
-		    0 ||
-	    (result = source_open_control(source, 0, error)) < 0 ||
+	    0)
+		return result;
+	source->peer.group = next_group(); /* parsing made it 0 */
+	source->wait_ms = source->base.options.connect_timeout_ms;
+	if ((result = source_open_control(source, 0, error)) < 0 ||
 	    (result = source_greet(source, error)) < 0 || (result = agree(source, error)) < 0)
 		return result;
 	if (source->base.options.dry_run)

@@ -200,7 +200,7 @@ int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factor
 	pthread_mutex_init(&target->shared.prefetch_mutex, NULL);
 	pthread_mutex_init(&target->shared.suspects_mutex, NULL);
 	inject_side(INJECT_TARGET);
-	result = migration_check_address(options, &address, true, error);
+	result = migration_check_address(&target->base.options, &address, true, error);
 	if (result == 0)
 		result = transport_listen(&target->listener, &address, error);
 	if (result < 0) {

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "engine/migration.h"
+#include "engine/source/source.h"
 
 TestSuite(peer_address, .timeout = 60);
 
@@ -92,4 +93,31 @@ Test(peer_address, beyond_loopback_the_name_is_looked_up_once_too)
 	cr_assert_eq(migration_check_address(&there, &address, false, &error), 0);
 	cr_assert_eq(address.resolved.count, 1);
 	cr_assert_eq(lookups, 1);
+}
+
+Test(peer_address, connecting_may_take_as_long_as_its_transport_needs_or_as_was_said)
+{
+	struct jaunt_options options = options_for("tcp:127.0.0.1:1");
+	struct jaunt_error error = {0};
+	struct address address;
+
+	cr_assert_eq(migration_check_address(&options, &address, false, &error), 0);
+	cr_assert_eq(options.connect_timeout_ms, transport_connect_ms(&address));
+	cr_assert_gt(options.connect_timeout_ms, 0);
+	options.connect_timeout_ms = 7;
+	cr_assert_eq(migration_check_address(&options, &address, false, &error), 0);
+	cr_assert_eq(options.connect_timeout_ms, 7);
+}
+
+Test(peer_address, what_one_session_exposes_is_not_for_the_channels_of_another)
+{
+	static struct source sources[2];
+	struct jaunt_error error = {0};
+
+	for (int i = 0; i < 2; i++) {
+		sources[i].base.options = options_for("tcp:127.0.0.1:1");
+		cr_assert_lt(source_connect(&sources[i], &error), 0, "somebody listens there");
+		cr_assert_neq(sources[i].peer.group, 0);
+	}
+	cr_assert_neq(sources[0].peer.group, sources[1].peer.group);
 }
