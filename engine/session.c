@@ -33,8 +33,12 @@ void session_set_owner(struct session *session, struct ring *ring)
 	pthread_mutex_unlock(&session->mutex);
 }
 
-static void lose(struct session *session, uint32_t attachment, const char *reason, const char *text)
+static void lose(struct session *session, uint32_t attachment, const char *reason,
+		 const char *format, va_list arguments)
 {
+	char text[512];
+
+	vsnprintf(text, sizeof(text), format, arguments);
 	pthread_mutex_lock(&session->mutex);
 	bool now = attachment == SESSION_NOW || attachment == atomic_load(&session->attachment);
 	if (now && !atomic_load(&session->lost)) {
@@ -48,25 +52,21 @@ static void lose(struct session *session, uint32_t attachment, const char *reaso
 
 void session_lose(struct session *session, const char *reason, const char *format, ...)
 {
-	char text[512];
 	va_list arguments;
 
 	va_start(arguments, format);
-	vsnprintf(text, sizeof(text), format, arguments);
+	lose(session, SESSION_NOW, reason, format, arguments);
 	va_end(arguments);
-	lose(session, SESSION_NOW, reason, text);
 }
 
 void session_lose_of(struct session *session, uint32_t attachment, const char *reason,
 		     const char *format, ...)
 {
-	char text[512];
 	va_list arguments;
 
 	va_start(arguments, format);
-	vsnprintf(text, sizeof(text), format, arguments);
+	lose(session, attachment, reason, format, arguments);
 	va_end(arguments);
-	lose(session, attachment, reason, text);
 }
 
 void session_lose_channel(struct session *session, uint32_t attachment,

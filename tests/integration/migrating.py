@@ -120,6 +120,14 @@ class Process:
             reader.join(5)
         return status
 
+    def ends_within(self, seconds):
+        """Whether it ends before so much time has passed."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def running(self):
         return self.process.poll() is None
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "vmm/qemu/agent/pass.h"
 
 #define PATIENCE_S 5
 
@@ -57,26 +58,13 @@ int attach_path(pid_t process, char *path, size_t room, struct jaunt_error *erro
 /* --- One request, one reply ---------------------------------------------------------------------
  */
 
-union descriptor_room {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(sizeof(int))];
-};
-
 static int send_packet(const struct attach *attach, const void *packet, size_t bytes, int fd)
 {
 	struct iovec part = {(void *)packet, bytes};
-	union descriptor_room room = {.bytes = {0}};
+	union pass_room room;
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
-	if (fd >= 0) {
-		message.msg_control = room.bytes;
-		message.msg_controllen = sizeof(room.bytes);
-		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-	}
+	pass_descriptor(&message, &room, fd);
 	return sendmsg(attach->fd, &message, MSG_NOSIGNAL) == (ssize_t)bytes ? 0 : -errno;
 }
 
@@ -84,7 +72,7 @@ static int send_packet(const struct attach *attach, const void *packet, size_t b
 static int receive_packet(const struct attach *attach, struct agent_message *reply, int *fd)
 {
 	struct iovec part = {reply, sizeof(*reply)};
-	union descriptor_room room;
+	union pass_room room;
 	struct msghdr message = {.msg_iov = &part,
 				 .msg_iovlen = 1,
 				 .msg_control = room.bytes,

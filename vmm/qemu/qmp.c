@@ -23,6 +23,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "vmm/qemu/agent/pass.h"
 
 #define ROOM_FIRST (64u << 10)
 #define AHEAD      16 /* commands that QEMU has and has not answered */
@@ -77,27 +78,14 @@ static int ready(struct qmp *qmp, short what, uint64_t deadline_ns, struct jaunt
 	}
 }
 
-union descriptor_room {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(sizeof(int))];
-};
-
 /* A descriptor, if there is one, goes with the first of the bytes. */
 static ssize_t write_some(struct qmp *qmp, const char *text, size_t bytes, int passed)
 {
 	struct iovec part = {(void *)text, bytes};
-	union descriptor_room room = {.bytes = {0}};
+	union pass_room room;
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
-	if (passed >= 0) {
-		message.msg_control = room.bytes;
-		message.msg_controllen = sizeof(room.bytes);
-		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &passed, sizeof(passed));
-	}
+	pass_descriptor(&message, &room, passed);
 	return sendmsg(qmp->fd, &message, MSG_NOSIGNAL);
 }
 

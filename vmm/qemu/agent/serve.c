@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "vmm/qemu/agent/discards.h"
+#include "vmm/qemu/agent/pass.h"
 #include "vmm/qemu/agent/protocol.h"
 
 #define CLIENTS 8
@@ -141,11 +142,6 @@ static int answer(int client, const struct agent_watch *request, size_t bytes, i
 /* --- Packets ------------------------------------------------------------------------------------
  */
 
-union descriptor_room {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(sizeof(int))];
-};
-
 /* The descriptor that came with a packet, -1: none. The room is padded, so two may come: the others
  * are closed. */
 static int descriptor_of(struct msghdr *message)
@@ -170,18 +166,10 @@ static int descriptor_of(struct msghdr *message)
 static bool reply_to(int client, struct agent_message *reply, int fd)
 {
 	struct iovec part = {reply, sizeof(*reply)};
-	union descriptor_room room = {.bytes = {0}};
+	union pass_room room;
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
-	if (fd >= 0) {
-		message.msg_control = room.bytes;
-		message.msg_controllen = sizeof(room.bytes);
-		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-	}
+	pass_descriptor(&message, &room, fd);
 	return sendmsg(client, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof(*reply);
 }
 
@@ -190,7 +178,7 @@ static bool hear(int client)
 {
 	static struct agent_watch request;
 	struct iovec part = {&request, sizeof(request)};
-	union descriptor_room room;
+	union pass_room room;
 	struct msghdr message = {.msg_iov = &part,
 				 .msg_iovlen = 1,
 				 .msg_control = room.bytes,
