@@ -491,6 +491,11 @@ struct trace_lane *trace_lane(struct trace *trace, const char *name)
 		return NULL;
 	pthread_mutex_lock(&trace->lock);
 	unsigned count = atomic_load_explicit(&trace->lane_count, memory_order_relaxed);
+	for (unsigned i = 0; i < count; i++)
+		if (strcmp(trace->lanes[i]->name, name) == 0) {
+			pthread_mutex_unlock(&trace->lock);
+			return trace->lanes[i];
+		}
 	if (count < TRACE_LANES_MAX)
 		lane = aligned_alloc(_Alignof(struct trace_lane), sizeof(*lane));
 	if (lane) {

@@ -58,8 +58,9 @@ enum trace_fate {
  * created, or is neither a regular file nor a device (a pipe could make the end wait for ever). */
 int trace_open(struct trace **out, const char *path, struct jaunt_error *error);
 
-/* A lane for the calling thread; `name` is copied. NULL without a trace, and when there are too
- * many (the last line counts the lanes refused). Lanes live as long as the trace. Any thread. */
+/* A lane for the calling thread, for the next of its name when it has ended. NULL without a trace,
+ * and when there are too many (the last line counts the lanes refused). Lanes live as long as the
+ * trace. Any thread. */
 struct trace_lane *trace_lane(struct trace *trace, const char *name);
 
 /* Writes what is left and the last line, and frees all; no producer may be active any more. Returns

@@ -115,6 +115,7 @@ static void *worker_main(void *argument)
 	 * called. */
 	while (result == 0 && !atomic_load(&worker->stop))
 		ring_wait(worker->ring, -1);
+	atomic_store(&worker->busy_ns, worker_busy_ns(worker));
 	atomic_store(&worker->id, 0);
 	pthread_mutex_lock(&worker->mutex);
 	ring_destroy(worker->ring);
@@ -132,6 +133,7 @@ int worker_start(struct worker *worker, const char *name, enum worker_rank rank,
 	worker->user = user;
 	worker->rank = rank;
 	worker->ring = NULL;
+	atomic_store(&worker->busy_ns, 0);
 	worker->started = false;
 	worker->begin_result = 0;
 	atomic_store(&worker->id, 0);
@@ -182,7 +184,7 @@ uint64_t worker_busy_ns(const struct worker *worker)
 	snprintf(path, sizeof(path), "/proc/self/task/%d/schedstat", id);
 	int fd = id ? open(path, O_RDONLY | O_CLOEXEC) : -1;
 	if (fd < 0)
-		return 0;
+		return atomic_load(&worker->busy_ns);
 	ssize_t bytes = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	text[bytes > 0 ? bytes : 0] = '\0';

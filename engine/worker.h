@@ -36,12 +36,13 @@ struct worker {
 	char name[16];
 	enum worker_rank rank;
 	pthread_t thread;
-	_Atomic int id;        /* the kernel's, of the running thread; else 0 */
-	struct ring *ring;     /* set before worker_start() returns; woken by other threads */
-	_Atomic bool stop;     /* set by worker_stop(); read in the loop */
-	bool running;          /* owned by whoever starts and stops */
-	int begin_result;      /* written by the thread before `started`, read after */
-	pthread_mutex_t mutex; /* guards `started` */
+	_Atomic int id;           /* the kernel's, of the running thread; else 0 */
+	_Atomic uint64_t busy_ns; /* once it has ended */
+	struct ring *ring;        /* set before worker_start() returns; woken by other threads */
+	_Atomic bool stop;        /* set by worker_stop(); read in the loop */
+	bool running;             /* owned by whoever starts and stops */
+	int begin_result;         /* written by the thread before `started`, read after */
+	pthread_mutex_t mutex;    /* guards `started` */
 	pthread_cond_t changed;
 	bool started;
 };

@@ -267,8 +267,13 @@ Test(trace, lanes_and_their_memory_are_bounded)
 	cr_assert_leq(trace_bytes(trace), before + 512);
 	trace_run(lane, 0, 0, 1, TRACE_RUN_ZERO);
 	cr_assert_leq(trace_bytes(trace), before + 512 + TRACE_LANE_RECORDS * 48ul);
-	for (unsigned i = 1; i < TRACE_LANES_MAX; i++)
-		cr_assert_not_null(trace_lane(trace, "more"));
+	for (unsigned i = 1; i < TRACE_LANES_MAX; i++) {
+		char name[16];
+		snprintf(name, sizeof(name), "more-%u", i);
+		cr_assert_not_null(trace_lane(trace, name));
+	}
+	/* Who comes back after a lost connection takes the lane of its like. */
+	cr_assert_eq(trace_lane(trace, "first"), lane);
 	cr_assert_null(trace_lane(trace, "one too many"));
 	closed(trace);
 	json_t *all = lines();

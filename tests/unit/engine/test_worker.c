@@ -102,7 +102,7 @@ static int64_t spin(void *user)
 	return -1;
 }
 
-Test(worker, its_time_on_a_cpu_is_told_while_it_lives)
+Test(worker, its_time_on_a_cpu_is_told_while_it_lives_and_after)
 {
 	static const struct worker_ops spinning = {.pump = spin};
 
@@ -112,7 +112,7 @@ Test(worker, its_time_on_a_cpu_is_told_while_it_lives)
 	while (worker_busy_ns(&worker) < SPIN_NS) /* told when it goes to sleep */
 		usleep(1000);
 	worker_stop(&worker);
-	cr_assert_eq(worker_busy_ns(&worker), 0);
+	cr_assert_geq(worker_busy_ns(&worker), SPIN_NS);
 }
 
 /* --- Rank ----------------------------------------------------------------------------------------
