@@ -425,19 +425,22 @@ int jaunt_migration_abandon(struct jaunt_migration *migration, struct jaunt_erro
 
 int jaunt_migration_resume_fenced(struct jaunt_migration *migration, struct jaunt_error *error)
 {
+	int result;
+
 	pthread_mutex_lock(&migration->mutex);
 	enum jaunt_phase phase = migration->status.phase;
-	pthread_mutex_unlock(&migration->mutex);
 	if (phase != JAUNT_PHASE_BLOCKED && phase != JAUNT_PHASE_IN_DOUBT)
-		return error_set(error, EINVAL, "not-blocked",
-				 "the migration is not blocked (%s): there is nothing to resume",
-				 jaunt_phase_name(phase));
-	int result = migration->side->check_resume(migration, error);
-	if (result < 0)
-		return result;
-	atomic_store(&migration->resume_fenced, true);
-	session_wake(migration->session);
-	return 0;
+		result = error_set(error, EINVAL, "not-blocked",
+				   "the migration is not blocked (%s): there is nothing to resume",
+				   jaunt_phase_name(phase));
+	else
+		result = migration->side->check_resume(migration, error);
+	if (result == 0)
+		atomic_store(&migration->resume_fenced, true);
+	pthread_mutex_unlock(&migration->mutex);
+	if (result == 0)
+		session_wake(migration->session);
+	return result;
 }
 
 int jaunt_migration_switch(struct jaunt_migration *migration, struct jaunt_error *error)

@@ -26,7 +26,8 @@ struct side_ops {
 	/* The limit of the streams has changed. Any thread, with the mutex held. The source's; NULL
 	 * at the target, which sends nothing worth a limit. */
 	void (*set_bandwidth)(struct jaunt_migration *migration);
-	/* Whether resume_fenced makes sense here; -errno with what to do instead. */
+	/* Whether resume_fenced makes sense here; -errno with what to do instead. With the mutex
+	 * held, so that it is still so when it is set. */
 	int (*check_resume)(struct jaunt_migration *migration, struct jaunt_error *error);
 	/* Optional. The driver reports that pages were written, or given back. Any thread. */
 	void (*changed)(struct jaunt_migration *migration, size_t region, uint64_t first,

@@ -43,6 +43,7 @@ static void lose(struct session *session, uint32_t attachment, const char *reaso
 	bool now = attachment == SESSION_NOW || attachment == atomic_load(&session->attachment);
 	if (now && !atomic_load(&session->lost)) {
 		error_set(&session->why, ECONNRESET, reason, "%s", text);
+		atomic_store(&session->local, attachment == SESSION_NOW);
 		atomic_store(&session->lost, true);
 	}
 	if (now && session->owner)
@@ -85,6 +86,7 @@ uint32_t session_reattach(struct session *session, uint32_t epoch)
 	uint32_t attachment = atomic_fetch_add(&session->attachment, 1) + 1;
 	atomic_store(&session->epoch, epoch);
 	atomic_store(&session->lost, false);
+	atomic_store(&session->local, false);
 	pthread_mutex_unlock(&session->mutex);
 	return attachment;
 }

@@ -30,7 +30,9 @@ struct session {
 	/* Counts the sets of channels that the session has had; 0: the first. What an older one's
 	 * channels come to is no matter to the session any more. */
 	_Atomic uint32_t attachment;
-	_Atomic bool lost; /* a page channel is gone; set once an attachment, after `why` */
+	/* It is of no help to attach again: something on this side is wrong. */
+	_Atomic bool local;
+	_Atomic bool lost; /* a page channel is gone; set once an attachment, after what is above */
 };
 
 /* For whoever cannot be of an older attachment. */
@@ -39,13 +41,13 @@ struct session {
 /* A new identity, from the kernel's random numbers. */
 int session_create(struct session *session);
 
-/* Says that something of the present attachment is lost. The first one counts; wakes the owner. Any
- * thread. */
+/* Says that nothing more comes by the present attachment, for a reason that new channels would not
+ * change. The first one counts; wakes the owner. Any thread. */
 void session_lose(struct session *session, const char *reason, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
-/* The same of a channel of that attachment, whose peer talks nonsense; nothing if there is a later
- * attachment. */
+/* Says that a channel of that attachment is of no more use: its peer talks nonsense; nothing if
+ * there is a later attachment. */
 void session_lose_of(struct session *session, uint32_t attachment, const char *reason,
 		     const char *format, ...) __attribute__((format(printf, 4, 5)));
 

@@ -44,6 +44,7 @@ static void retire_pushers(struct source *source)
 			continue;
 		source->past_payload_bytes += counter_get(&source->pushers[i]->payload_bytes);
 		source->past_wire_bytes += counter_get(&source->pushers[i]->wire_bytes);
+		source->past_busy_ns += worker_busy_ns(&source->pushers[i]->worker);
 		free(source->pushers[i]);
 		source->pushers[i] = NULL;
 	}
@@ -59,8 +60,10 @@ static int open_serves(struct source *source, struct jaunt_error *error)
 		if (result < 0)
 			return result;
 		struct serve *serve = calloc(1, sizeof(*serve));
-		if (!serve)
+		if (!serve) {
+			channel_free(channel);
 			return error_set(error, ENOMEM, "no-memory", "out of memory");
+		}
 		result = serve_start(serve, &source->shared, i, channel);
 		pthread_mutex_lock(&source->base.mutex);
 		source->serves[i] = serve;
@@ -95,8 +98,10 @@ static int open_streams(struct source *source, struct jaunt_error *error)
 					 "limit the bandwidth of a stream: %s", strerror(-result));
 		}
 		struct pusher *pusher = calloc(1, sizeof(*pusher));
-		if (!pusher)
+		if (!pusher) {
+			channel_free(channel);
 			return error_set(error, ENOMEM, "no-memory", "out of memory");
+		}
 		result = pusher_start(pusher, &source->shared, i, channel,
 				      i == 0 ? &source->holes : NULL, &source->precopy.rounds);
 		pthread_mutex_lock(&source->base.mutex);

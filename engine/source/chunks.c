@@ -71,7 +71,7 @@ uint64_t chunk_dense(const struct guest_region *region, const struct chunk *chun
 		most = chunk->count;
 	if (region->hugetlb) /* it has no holes */
 		return most;
-	if (!most || mincore(region->vm_view + chunk->first * region->page_bytes,
+	if (!most || mincore(region->near_view + chunk->first * region->page_bytes,
 			     most * region->page_bytes, there) < 0)
 		return 0;
 	while (count < most && (there[count] & 1))

@@ -45,7 +45,13 @@ static void close_link(struct source *source)
 	if (source->linked)
 		link_close(&source->link);
 	source->linked = false;
-	atomic_store(&source->target_alive, false);
+	source_note_alive(source, false);
+}
+
+/* A VM whose driver takes pages away while it stands still has lost them. */
+static bool can_come_back(const struct source *source)
+{
+	return source->takes_rejoin && !atomic_load(&source->discarded_late);
 }
 
 static void say_blocked(struct source *source, const struct jaunt_error *attempt)
@@ -60,9 +66,9 @@ static void say_blocked(struct source *source, const struct jaunt_error *attempt
 		"here, as it was at the switch",
 		rejoin->lost.text,
 		source->resumed_there ? "" : ", before the target said that the VM runs there",
-		!source->takes_rejoin ? ""
-		: attempt             ? ", and goes on trying to reach the target: "
-				      : ", and tries to reach the target again",
+		!can_come_back(source) ? ""
+		: attempt              ? ", and goes on trying to reach the target: "
+				       : ", and tries to reach the target again",
 		attempt ? attempt->text : "");
 	migration_blocked(&source->base, &why);
 	if (!source->resumed_there)
@@ -197,9 +203,7 @@ static int come_back(struct source *source, int *outcome, struct jaunt_error *er
 	if (result < 0)
 		return result;
 	/* From here on the target lives, and may run the VM at the next word. */
-	atomic_store(&source->target_alive, true);
-	if (atomic_exchange(&source->base.resume_fenced, false))
-		trace_event(source->base.lane, "not-fenced", "the target lives");
+	source_note_alive(source, true);
 	if ((result = send_commit(source, error)) < 0 ||
 	    (result = await(source, JAUNT__CONTROL__MESSAGE_READY, outcome, error)) < 0 ||
 	    *outcome >= 0)
@@ -232,9 +236,6 @@ static int try_to_come_back(struct source *source, struct jaunt_error *error)
 	}
 	if (result < 0) {
 		trace_event(source->base.lane, "attempt", "%s", why.text);
-		/* Said of a target that has answered since. */
-		if (atomic_load(&source->target_alive))
-			atomic_store(&source->base.resume_fenced, false);
 		source_stop(source);
 		close_link(source);
 		say_blocked(source, &why);
@@ -251,12 +252,6 @@ static int try_to_come_back(struct source *source, struct jaunt_error *error)
 	source_tell_holes(source);
 	source_expose_again(source);
 	return -1;
-}
-
-/* A VM whose driver takes pages away while it stands still has lost them. */
-static bool can_come_back(const struct source *source)
-{
-	return source->takes_rejoin && !atomic_load(&source->discarded_late);
 }
 
 int source_keep_in_touch(struct source *source, struct jaunt_error *error)

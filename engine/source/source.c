@@ -99,7 +99,8 @@ static void send_released(struct source *source)
 		link_flush(&source->link, 1000 * (int64_t)MS_NS);
 }
 
-/* The VM goes on here. -1: it cannot, with `error`. */
+/* The VM goes on here. -1: it cannot, with `error`; 1: its process has ended, and it runs nowhere.
+ */
 static int run_here(struct source *source, struct jaunt_error *error)
 {
 	uint64_t first_entry_ns;
@@ -113,7 +114,7 @@ static int run_here(struct source *source, struct jaunt_error *error)
 	bool stuck =
 		source->paused && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0;
 	if (process_check(&source->process, stuck ? DEATH_MS : 0, error) < 0)
-		return migration_end(&source->base, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+		return 1;
 	if (stuck) {
 		error_context(&failed, "%s; and then the VM could not be resumed here",
 			      error->text);
@@ -131,7 +132,8 @@ static int end(struct source *source, int result, enum jaunt_outcome outcome,
 {
 	if (result < 0)
 		return migration_end(&source->base, JAUNT_UNKNOWN, JAUNT_AT_UNKNOWN, error);
-	return migration_end(&source->base, outcome, JAUNT_AT_SOURCE, error);
+	return migration_end(&source->base, result ? JAUNT_FAILED : outcome, JAUNT_AT_SOURCE,
+			     error);
 }
 
 static int end_here(struct source *source, enum jaunt_outcome outcome, struct jaunt_error *error)
@@ -150,6 +152,21 @@ static void answer_ping(struct source *source, const Jaunt__Ping *ping)
 	link_send(&source->link, &answer);
 }
 
+void source_note_alive(struct source *source, bool alive)
+{
+	bool fenced = false;
+
+	if (alive == source->target_alive)
+		return;
+	pthread_mutex_lock(&source->base.mutex);
+	source->target_alive = alive;
+	if (alive) /* nor was it */
+		fenced = atomic_exchange(&source->base.resume_fenced, false);
+	pthread_mutex_unlock(&source->base.mutex);
+	if (fenced)
+		trace_event(source->base.lane, "not-fenced", "the target lives");
+}
+
 /* A target that says nothing, though its host still acknowledges what we send: its process hangs.
  * It speaks ten times a second when it does not. */
 static void watch_silence(struct source *source)
@@ -159,14 +176,14 @@ static void watch_silence(struct source *source)
 		     clock_ns() - source->link.heard_ns < limit;
 	struct jaunt_error why = {0};
 
-	if (!alive && atomic_load(&source->target_alive) && !source->link.closed) {
+	if (!alive && source->target_alive && !source->link.closed) {
 		error_set(
 			&why, ETIMEDOUT, "peer-silent",
 			"the target has said nothing for %u ms; it goes on by itself when it does",
 			source->base.options.peer_timeout_ms);
 		migration_blocked(&source->base, &why);
 	}
-	atomic_store(&source->target_alive, alive);
+	source_note_alive(source, alive);
 }
 
 /* Every page is there: what it was that kept them from being there earlier. */
@@ -174,13 +191,12 @@ static void note_bottleneck(struct source *source)
 {
 	struct jaunt_migration *base = &source->base;
 	struct jaunt_status status;
-	uint64_t busy_ns = 0, moving_ns = clock_ns() - source->base.moving_ns;
+	uint64_t busy_ns = source->past_busy_ns, moving_ns = clock_ns() - source->base.moving_ns;
 
 	jaunt_migration_status(base, &status);
 	for (unsigned i = 0; i < source->stream_count; i++)
 		if (source->pushers[i]) /* COMPLETE may come before all of them are back */
-			busy_ns +=
-				worker_busy_ns(&source->pushers[i]->worker) / source->stream_count;
+			busy_ns += worker_busy_ns(&source->pushers[i]->worker);
 	struct bottleneck_facts facts = {
 		.moving_ns = moving_ns,
 		.wire_bytes = status.wire_bytes,
@@ -188,7 +204,7 @@ static void note_bottleneck(struct source *source)
 		.again_bytes = source->precopy.first_bytes
 				       ? status.payload_bytes - source->precopy.first_bytes
 				       : 0,
-		.source_busy = (double)busy_ns / (double)moving_ns,
+		.source_busy = (double)busy_ns / source->stream_count / (double)moving_ns,
 		.target_busy = (double)source->target_busy_ns / (double)moving_ns,
 		.limit = (double)atomic_load(&base->bandwidth),
 		.throttled = source->precopy.throttled,
@@ -274,11 +290,11 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 {
 	source->rejoin.push_told = source->rejoin.push_again = -1;
 	migration_phase(&source->base, JAUNT_PHASE_POSTCOPY);
-	atomic_store(&source->target_alive, true);
+	source_note_alive(source, true);
 	source_precopy_end(source);
 	if (!source->complete_first)
 		source_tell_holes(source);
-	expose_again(&source->expose);
+	source_expose_again(source);
 	for (;;) {
 		source_tell_exposed(source);
 		Jaunt__Control *message = NULL;
@@ -313,8 +329,7 @@ static int serve_until_complete(struct source *source, struct jaunt_error *error
 				source->resumed_there ? JAUNT_INCOMPLETE : JAUNT_UNKNOWN,
 				source->resumed_there ? JAUNT_AT_BLOCKED : JAUNT_AT_UNKNOWN, error);
 		}
-		if (atomic_exchange(&source->base.resume_fenced, false) &&
-		    !atomic_load(&source->target_alive)) {
+		if (atomic_exchange(&source->base.resume_fenced, false) && !source->target_alive) {
 			error_set(
 				error, ECONNRESET, "peer-fenced",
 				"the target was lost; the operator has fenced it, and the VM runs "
@@ -467,7 +482,7 @@ static int source_check_resume(struct jaunt_migration *migration, struct jaunt_e
 {
 	struct source *source = (struct source *)migration;
 
-	if (atomic_load(&source->target_alive))
+	if (source->target_alive)
 		return error_set(
 			error, EBUSY, "peer-alive",
 			"the target is alive and runs the VM: two must never run it. Fence "

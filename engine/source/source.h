@@ -71,12 +71,15 @@ struct source {
 	bool takes_rejoin; /* it said that it can */
 	bool insists;      /* a cancel does not end what is being waited for: it came before */
 	uint32_t wait_ms;  /* for a connection, and for the first word on it */
-	struct rejoin rejoin;                         /* after COMMIT */
-	uint64_t past_payload_bytes, past_wire_bytes; /* of channels that were replaced */
-	_Atomic bool target_alive; /* heard within the peer timeout; read by check_resume */
-	uint64_t round_trip_ns;    /* median of a few, on the control link */
-	struct eta eta;            /* under the mutex */
-	uint64_t target_busy_ns;   /* of the mean stream's thread there, as told last */
+	struct rejoin rejoin; /* after COMMIT */
+	/* Of channels that were replaced, and of their streams. */
+	uint64_t past_payload_bytes, past_wire_bytes, past_busy_ns;
+	/* Heard within the peer timeout. Set with the mutex held, and then nobody has said that the
+	 * target is fenced: see source_note_alive(). */
+	bool target_alive;
+	uint64_t round_trip_ns;  /* median of a few, on the control link */
+	struct eta eta;          /* under the mutex */
+	uint64_t target_busy_ns; /* of the mean stream's thread there, as told last */
 };
 
 /* --- connect.c: everything up to a target that is ready, while the VM runs
@@ -175,6 +178,8 @@ void source_end_exposing(struct source *source);
 void source_expose_again(struct source *source);
 /* Tells the target of what has been registered since. */
 void source_tell_exposed(struct source *source);
+/* The target lives, which takes back that an operator called it fenced; or it may be dead. */
+void source_note_alive(struct source *source, bool alive);
 /* Adds what is stale to FREEZE, until source_freeze_forget(). -ENOMEM with `error`. */
 int source_freeze_exposed(struct source *source, Jaunt__Freeze *freeze, struct jaunt_error *error);
 void source_freeze_forget(Jaunt__Freeze *freeze);

@@ -13,6 +13,15 @@
 #include "engine/target/target.h"
 #include "engine/trace.h"
 
+int target_take_hello(struct target *target, const Jaunt__Hello *hello, struct jaunt_error *error)
+{
+	hello_send(&target->link);
+	target->same_clock = hello_same_clock(hello);
+	target->answers_pings = hello_has(hello, "ping");
+	target->source_rejoins = hello_has(hello, "rejoin");
+	return hello_check(hello, error);
+}
+
 static int greet(struct target *target, struct jaunt_error *error)
 {
 	Jaunt__Control *message;
@@ -23,11 +32,7 @@ static int greet(struct target *target, struct jaunt_error *error)
 	if (message->message_case != JAUNT__CONTROL__MESSAGE_HELLO) {
 		result = target_unexpected(message, error);
 	} else {
-		hello_send(&target->link);
-		target->same_clock = hello_same_clock(message->hello);
-		target->answers_pings = hello_has(message->hello, "ping");
-		target->source_rejoins = hello_has(message->hello, "rejoin");
-		result = hello_check(message->hello, error);
+		result = target_take_hello(target, message->hello, error);
 	}
 	control_free(message);
 	return result < 0 ? result : 0;

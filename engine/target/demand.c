@@ -475,10 +475,8 @@ int demand_start(struct demand *demand, struct target_shared *shared, unsigned s
 	demand->lane = trace_lane(shared->trace, name);
 	int result = worker_start(&demand->worker, name, WORKER_URGENT, &demand_ops, demand);
 	if (result < 0) { /* begin() may not even have been reached */
-		if (demand->channel)
-			channel_free(demand->channel);
-		if (demand->check_channel)
-			channel_free(demand->check_channel);
+		channel_drop(demand->channel);
+		channel_drop(demand->check_channel);
 		demand->channel = demand->check_channel = NULL;
 	}
 	return result;

@@ -406,7 +406,6 @@ static void take_handover(struct fill *fill)
 	fill->channel = channel;
 	fill->check_channel = check_channel;
 	fill->attachment = attachment;
-	fill->window = FILL_BLOCKS_MIN;
 	fill->dead = false;
 	int result = open_channels(fill);
 	if (result < 0) {

@@ -207,7 +207,7 @@ void gate_refuse(struct gate *gate, struct channel *channel, const char *reason,
 	struct gate_visitor *visitor = place_for(gate);
 
 	if (!visitor) {
-		channel_free(channel);
+		channel_drop(channel);
 		return;
 	}
 	*visitor = (struct gate_visitor){.gate = gate,

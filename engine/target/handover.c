@@ -10,10 +10,8 @@ void handover_init(struct handover *handover)
 
 static void forget(struct handover *handover)
 {
-	if (handover->channel)
-		channel_free(handover->channel);
-	if (handover->check_channel)
-		channel_free(handover->check_channel);
+	channel_drop(handover->channel);
+	channel_drop(handover->check_channel);
 	handover->channel = handover->check_channel = NULL;
 }
 

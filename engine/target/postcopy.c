@@ -51,8 +51,10 @@ static bool is_blocked(struct target *target, struct jaunt_error *why)
 			target_note_loss(target);
 		error_set(why, ECONNRESET, target->lost.reason,
 			  "%s; %" PRIu64 " pages are missing, and the guest waits where it needs "
-			  "one of them, until the source comes back",
-			  target->lost.text, missing);
+			  "one of them%s",
+			  target->lost.text, missing,
+			  atomic_load(&shared->session.local) ? ""
+							      : ", until the source comes back");
 		return true;
 	}
 	if (target->answers_pings &&
@@ -113,7 +115,9 @@ int target_await_remainder(struct target *target, struct jaunt_error *error)
 /* A page channel is lost: all of the session's are replaced, the link with them. */
 static bool is_cut_off(const struct target *target)
 {
-	return atomic_load(&target->shared.session.lost) && target->agreed &&
+	const struct session *session = &target->shared.session;
+
+	return atomic_load(&session->lost) && !atomic_load(&session->local) && target->agreed &&
 	       target->source_rejoins;
 }
 

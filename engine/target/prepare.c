@@ -335,10 +335,11 @@ static void free_all_waiting(struct target *target)
 	free_waiting(target->waiting_stream_check, TARGET_STREAMS_MAX);
 }
 
-/* No thread has channels that it has not taken over. */
+/* Each thread was given channels of the last attachment, and has taken them: so none has in hand
+ * what it looked up before. */
 static bool is_quiet(const struct target *target)
 {
-	bool pending = false;
+	bool pending = !target_attached(target);
 
 	for (unsigned i = 0; i < target->shards; i++)
 		pending |= target->demands[i] && atomic_load(&target->demands[i]->handover.pending);
@@ -349,10 +350,12 @@ static bool is_quiet(const struct target *target)
 
 void target_reattach(struct target *target, uint32_t epoch)
 {
+	bool quiet = is_quiet(target);
+
 	free_all_waiting(target);
 	memset(target->has_urgent, 0, sizeof(target->has_urgent));
 	memset(target->has_stream, 0, sizeof(target->has_stream));
-	reads_restart(&target->shared.reads, is_quiet(target));
+	reads_restart(&target->shared.reads, quiet);
 	session_reattach(&target->shared.session, epoch);
 	target->channels_wanted = true;
 }
@@ -398,6 +401,7 @@ void target_unprepare(struct target *target)
 	struct target_shared *shared = &target->shared;
 
 	target_stop_threads(target);
+	process_unwatch(&target->process);
 	pthread_mutex_lock(&target->base.mutex);
 	target->prepared = false;
 	pthread_mutex_unlock(&target->base.mutex);

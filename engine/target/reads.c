@@ -7,8 +7,8 @@
  * source makes its chunks so that none shares a cell with another; one that does otherwise merely
  * has some of its pages fetched instead of READ.
  *
- * A chunk that was replaced or forgotten stays in memory until the end, for a thread that has just
- * found it; what a peer may tell in all is bounded.
+ * A chunk that was replaced or forgotten stays in memory for a thread that has just found it: until
+ * the session has been attached again twice, or the end. What a peer may tell in all is bounded.
  */
 #include "engine/target/reads.h"
 
@@ -20,6 +20,7 @@
 
 struct reads_batch {
 	struct reads_batch *next;
+	uint64_t bytes;
 	struct reads_chunk chunks[];
 };
 
@@ -51,10 +52,11 @@ int reads_open(struct reads *reads, const struct guestmem *memory)
 	return 0;
 }
 
-static void free_batches(struct reads_batch **batches)
+static void free_batches(struct reads *reads, struct reads_batch **batches)
 {
 	while (*batches) {
 		struct reads_batch *next = (*batches)->next;
+		reads->bytes -= (*batches)->bytes;
 		free(*batches);
 		*batches = next;
 	}
@@ -65,8 +67,8 @@ void reads_close(struct reads *reads)
 	for (size_t i = 0; i < JAUNT_MAX_REGIONS; i++)
 		if (reads->cells[i])
 			munmap(reads->cells[i], reads->cell_count[i] * sizeof(*reads->cells[i]));
-	free_batches(&reads->batches);
-	free_batches(&reads->past);
+	free_batches(reads, &reads->batches);
+	free_batches(reads, &reads->past);
 	*reads = (struct reads){0};
 }
 
@@ -85,7 +87,7 @@ void reads_restart(struct reads *reads, bool quiet)
 			reads->cells[i][cell] = NULL;
 		}
 	if (quiet)
-		free_batches(&reads->past);
+		free_batches(reads, &reads->past);
 	while (*last)
 		last = &(*last)->next;
 	*last = reads->batches;
@@ -122,10 +124,11 @@ int reads_tell(struct reads *reads, const size_t *regions, const struct reads_ch
 	struct reads_batch *batch = malloc(sizeof(*batch) + count * sizeof(batch->chunks[0]));
 	if (!batch)
 		return -ENOMEM;
+	batch->bytes = count * sizeof(batch->chunks[0]);
 	batch->next = reads->batches;
 	reads->batches = batch;
 	reads->chunks += count;
-	reads->bytes += count * sizeof(batch->chunks[0]);
+	reads->bytes += batch->bytes;
 	for (size_t i = 0; i < count; i++) {
 		batch->chunks[i] = (struct reads_chunk){.first = chunks[i].first,
 							.count = chunks[i].count,

@@ -61,7 +61,8 @@ int reads_tell(struct reads *reads, const size_t *regions, const struct reads_ch
 int reads_forget(struct reads *reads, size_t region, uint64_t first, uint64_t count);
 
 /* The session is attached again: what was told before is found no more, and keys are told from
- * scratch. `quiet`: nobody has looked anything up since before the last call. */
+ * scratch. `quiet`: whoever looks up has taken over new channels since the last call, and so
+ * has nothing in hand of what was told before it. */
 void reads_restart(struct reads *reads, bool quiet);
 
 /* Whether the page may be READ; how, and how many of up to `count` from it on. Any thread. */

@@ -23,7 +23,6 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/hello.h"
 #include "engine/target/target.h"
 #include "engine/trace.h"
 #include "transport/ring.h"
@@ -104,13 +103,8 @@ static void greet(struct target *target, const Jaunt__Hello *hello)
 {
 	struct jaunt_error error = {0};
 
-	hello_send(&target->link);
-	if (hello_check(hello, &error) < 0) {
+	if (target_take_hello(target, hello, &error) < 0)
 		target_say(target, JAUNT__CONTROL__MESSAGE_REFUSED, error.reason, error.text);
-		return;
-	}
-	target->same_clock = hello_same_clock(hello);
-	target->answers_pings = hello_has(hello, "ping");
 }
 
 bool target_rejoin_take(struct target *target, const Jaunt__Control *message)

@@ -195,10 +195,11 @@ enum target_verdict target_await_commit(struct target *target, struct jaunt_erro
 	for (;;) {
 		Jaunt__Control *message;
 		int result = target_turn(target, UINT64_MAX, &message);
-		if (result < 0 && target->linked) {
+		if (result < 0 && target->linked)
 			target_lose_link(target);
+		/* Or it was dropped for a new one, of which nothing came. */
+		if (!target->linked && target->base.status.phase != JAUNT_PHASE_IN_DOUBT)
 			say_in_doubt(target);
-		}
 		if (result == 1) {
 			Jaunt__Control__MessageCase what = message->message_case;
 			if (what != JAUNT__CONTROL__MESSAGE_COMMIT)

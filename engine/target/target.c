@@ -53,6 +53,7 @@ static int hand_back(struct target *target, struct jaunt_error *error)
 {
 	uint64_t until = target_deadline(target);
 	bool said = target->linked && !target->link.closed, heard = false;
+	uint32_t said_on = target->link_epoch;
 
 	if (said)
 		target_say(target, JAUNT__CONTROL__MESSAGE_FAILED, error->reason, error->text);
@@ -60,6 +61,10 @@ static int hand_back(struct target *target, struct jaunt_error *error)
 	       !atomic_load(&target->base.abandon)) {
 		Jaunt__Control *message;
 		int result = target_turn(target, until, &message);
+		if (target->link_epoch != said_on) { /* another link, on which nothing was said */
+			said = false;
+			said_on = target->link_epoch;
+		}
 		if (result < 0 && target->linked) {
 			heard = said && target->link.closed && !target->link.close_error;
 			target_lose_link(target);
@@ -156,12 +161,9 @@ static int target_check_resume(struct jaunt_migration *migration, struct jaunt_e
 {
 	struct target *target = (struct target *)migration;
 
-	pthread_mutex_lock(&migration->mutex);
 	uint64_t missing = target->prepared ? pagemap_missing(&target->shared.map) : 0;
-	bool committed = migration->committed;
-	pthread_mutex_unlock(&migration->mutex);
 
-	if (committed)
+	if (migration->committed)
 		return error_set(error, EINVAL, "runs-here",
 				 "the VM was already resumed here; it waits for %" PRIu64
 				 " pages that only the source has",

@@ -86,6 +86,8 @@ int target_open_link(struct target *target, struct channel *channel)
 	target->link.gives_up = is_abandoned;
 	target->link.user = target;
 	target->linked = true;
+	target->pinged_ns = 0;
+	atomic_store(&target->shared.round_trip_ns, 0);
 	migration_device(&target->base, channel_device(channel));
 	return 0;
 }

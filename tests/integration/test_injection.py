@@ -130,7 +130,8 @@ class Channels(Interrupted):
     def begin_with_commit_lost(self, case):
         """COMMIT is recorded and lost on its way, and there is no way to the target any more."""
         source, target, command, proxy = self.begin(
-            case, "source.side.hold.before-commit:delay_us=1000000", through_proxy=True)
+            case, "source.side.hold.before-commit:"
+            f"delay_us={int(1000000 * migrating.PATIENCE)}", through_proxy=True)
         recovery.until_phase(self.site, "a", "switchover")
         self.site.until("b", lambda status: status["state"] != "waiting" and
                         recovery.phase(status) == "switchover", "the target is at the switchover")

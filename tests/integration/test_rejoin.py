@@ -126,6 +126,8 @@ class Rejoin(unittest.TestCase):
         proxy.signal(signal.SIGUSR1)
         proxy.signal(signal.SIGCONT)
         self.assertEqual(command.wait(60), DONE)
+        cases.check_completed(command.json(), "migrate", case.verify)
+        self.assertGreaterEqual(command.json()["reconnections"], 1)
         self.assertEqual(source.wait(), DONE)
         cases.finish(self.site, case, target)
 

@@ -60,7 +60,7 @@ static void work(uint64_t *words, struct cell *cell, uint64_t *random)
 {
 	for (unsigned i = 0; i < 16; i++) {
 		*random = *random * UINT64_C(6364136223846793005) + 1442695040888963407u;
-		/* Every fourth page is never touched, and stays a hole. */
+		/* Every other page is never touched, and stays a hole. */
 		uint64_t page = (*random >> 33) % PAGES | 1;
 		words[page * WORDS + (*random >> 20) % WORDS] = *random;
 	}

@@ -41,6 +41,12 @@ Test(session, the_first_loss_counts_and_each_wakes_the_owner)
 	session_wake(&session); /* nobody to wake: nothing happens */
 	session_lose(&session, "third", "still");
 	cr_assert_str_eq(session.why.reason, "first");
+	cr_assert(atomic_load(&session.local), "new channels would not help");
+	session_reattach(&session, 1);
+	cr_assert_not(atomic_load(&session.local));
+	session_lose_of(&session, atomic_load(&session.attachment), "cut", "a stream");
+	session_lose(&session, "later", "a fault");
+	cr_assert_not(atomic_load(&session.local), "the first loss counts");
 	ring_destroy(ring);
 }
 
