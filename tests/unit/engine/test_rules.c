@@ -9,6 +9,7 @@
 #ifndef JAUNT_INJECT
 #define JAUNT_INJECT
 #endif
+#include "engine/inject.c"
 #include "engine/target/install.c"
 
 #include <criterion/criterion.h>
