@@ -26,7 +26,8 @@
 #include "vmm/qemu/agent/pass.h"
 
 #define ROOM_FIRST (64u << 10)
-#define AHEAD      16 /* commands that QEMU has and has not answered */
+#define AHEAD      16   /* commands that QEMU has and has not answered */
+#define BACKLOG    4096 /* messages: more than a socket holds */
 
 struct qmp {
 	int fd;
@@ -139,31 +140,27 @@ static char *line_end(struct qmp *qmp)
 	return end;
 }
 
-/* One message. */
-static int next(struct qmp *qmp, json_t **message, uint64_t deadline_ns, struct jaunt_error *error)
+/* Reads some of what has come. -EAGAIN, without an error: nothing has. */
+static int read_some(struct qmp *qmp, struct jaunt_error *error)
+{
+	int result = grow(qmp, error);
+
+	if (result)
+		return result;
+	ssize_t got = recv(qmp->fd, qmp->in + qmp->bytes, qmp->room - qmp->bytes, 0);
+	if (got > 0)
+		qmp->bytes += (size_t)got;
+	else if (got == 0 || (errno != EAGAIN && errno != EINTR))
+		return gone(qmp, error);
+	return got > 0 ? 0 : -EAGAIN;
+}
+
+/* The first line of what was read, which ends there. */
+static int take(struct qmp *qmp, const char *end, json_t **message, struct jaunt_error *error)
 {
 	json_error_t ignored;
-	char *end;
-
-	while (!(end = line_end(qmp))) {
-		int result = grow(qmp, error);
-		if (result)
-			return result;
-		ssize_t got = recv(qmp->fd, qmp->in + qmp->bytes, qmp->room - qmp->bytes, 0);
-		if (got > 0)
-			qmp->bytes += (size_t)got;
-		else if (got == 0 || (errno != EAGAIN && errno != EINTR))
-			return gone(qmp, error);
-		else if ((result = ready(qmp, POLLIN, deadline_ns, error)))
-			return result;
-		else
-			continue;
-		/* Somebody who never stops talking is not to hold us longer than one who is
-		 * silent. */
-		if (clock_ns() >= deadline_ns)
-			return ready(qmp, POLLIN, deadline_ns, error);
-	}
 	size_t bytes = (size_t)(end - qmp->in);
+
 	*message = json_loadb(qmp->in, bytes, 0, &ignored);
 	/* QEMU tells unsigned numbers of 64 bits, and jansson takes signed ones. */
 	if (!*message)
@@ -175,6 +172,23 @@ static int next(struct qmp *qmp, json_t **message, uint64_t deadline_ns, struct 
 		return not_qmp(qmp, error, "something that is not a JSON object came");
 	}
 	return 0;
+}
+
+/* One message. */
+static int next(struct qmp *qmp, json_t **message, uint64_t deadline_ns, struct jaunt_error *error)
+{
+	char *end;
+
+	while (!(end = line_end(qmp))) {
+		int result = read_some(qmp, error);
+		/* Somebody who never stops talking is not to hold us longer than one who is
+		 * silent. */
+		if (result == -EAGAIN || (result == 0 && clock_ns() >= deadline_ns))
+			result = ready(qmp, POLLIN, deadline_ns, error);
+		if (result)
+			return result;
+	}
+	return take(qmp, end, message, error);
 }
 
 /* --- Messages -----------------------------------------------------------------------------------
@@ -196,6 +210,26 @@ static bool is_event(const json_t *message)
 static bool is_named(const json_t *event, const char *name)
 {
 	return strcmp(json_string_value(json_object_get(event, "event")), name) == 0;
+}
+
+/* Hears what QEMU has said already, and waits for nothing: events are kept, late answers dropped. */
+static int catch_up(struct qmp *qmp, struct jaunt_error *error)
+{
+	int result = qmp->broken ? gone(qmp, error) : 0;
+
+	for (int taken = 0; result == 0 && taken < BACKLOG;) {
+		json_t *message;
+		const char *end = line_end(qmp);
+		result = end ? take(qmp, end, &message, error) : read_some(qmp, error);
+		if (!end || result)
+			continue;
+		taken++;
+		if (is_event(message))
+			keep_event(qmp, message);
+		else
+			json_decref(message);
+	}
+	return result == -EAGAIN ? 0 : result;
 }
 
 /* The answer to command `id`; a new reference. Errors that carry no id (QEMU could not read the
@@ -343,6 +377,7 @@ int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **ev
 	     struct jaunt_error *error)
 {
 	uint64_t deadline_ns = deadline_in(timeout_ms);
+	int status = catch_up(qmp, error);
 
 	for (size_t seen = 0;;) {
 		for (; seen < json_array_size(qmp->events); seen++) {
@@ -352,11 +387,12 @@ int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **ev
 			if (event)
 				*event = json_incref(one);
 			json_array_remove(qmp->events, seen);
+			error_clear(error);
 			return 0;
 		}
 		json_t *message = NULL;
-		int status =
-			qmp->broken ? gone(qmp, error) : next(qmp, &message, deadline_ns, error);
+		if (status == 0)
+			status = next(qmp, &message, deadline_ns, error);
 		if (status) {
 			error_context(error, "waiting for %s", name);
 			return status;
@@ -373,6 +409,7 @@ int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **ev
 
 void qmp_forget(struct qmp *qmp, const char *name)
 {
+	catch_up(qmp, NULL);
 	for (size_t i = json_array_size(qmp->events); i-- > 0;)
 		if (is_named(json_array_get(qmp->events, i), name))
 			json_array_remove(qmp->events, i);

@@ -33,7 +33,8 @@ pid_t qmp_process(const struct qmp *qmp);
 unsigned qmp_version(const struct qmp *qmp);
 
 /* Takes the reference to `arguments` (NULL: none). What QEMU returned goes to *result, a new
- * reference, if `result` is not NULL. */
+ * reference, if `result` is not NULL. With a timeout of 0 the command is sent, and its answer
+ * dropped when it comes. */
 int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigned timeout_ms,
 		json_t **result, struct jaunt_error *error);
 
@@ -47,11 +48,12 @@ int qmp_pass(struct qmp *qmp, const char *name, int fd, unsigned timeout_ms,
 int qmp_execute_each(struct qmp *qmp, const char *command, json_t **arguments, size_t count,
 		     unsigned timeout_ms, json_t **results, struct jaunt_error *error);
 
-/* The oldest event of that name that was not taken yet, waiting for one if there is none. A new
- * reference to the whole of it, with "data" and "timestamp", goes to *event unless that is NULL. */
+/* The oldest event of that name that was not taken yet, waiting for one if there is none; with
+ * a timeout of 0 it is one that QEMU has told already. A new reference to the whole of it, with
+ * "data" and "timestamp", goes to *event unless that is NULL. */
 int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,
 	     struct jaunt_error *error);
-/* Forgets the events of that name that came so far: of interest is what follows. */
+/* Forgets the events of that name that QEMU has told so far: of interest is what follows. */
 void qmp_forget(struct qmp *qmp, const char *name);
 
 #endif

@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,8 @@
 /* The peer says the first line at once and each of the following after it has read a command; a
  * NULL ends it. `then` says what it does after that. */
 static const char *const *script;
-static enum { HANG, HANG_UP, RAVE } then;
+static enum { HANG, HANG_UP, RAVE, CHATTER } then;
+static atomic_uint said; /* lines of it */
 static char folder[64], path[96];
 static int listener = -1;
 static pthread_t peer;
@@ -39,6 +41,7 @@ static bool read_command(int fd)
 
 static void *play(void *unused)
 {
+	static const char chatter[] = "{\"event\": \"A\"}\n{\"event\": \"B\"}\n";
 	static char noise[65536];
 	int fd = accept(listener, NULL, NULL);
 	bool heard = true;
@@ -46,9 +49,12 @@ static void *play(void *unused)
 	for (size_t i = 0; script[i] && heard; i++) {
 		heard = i == 0 || read_command(fd);
 		send(fd, script[i], strlen(script[i]), MSG_NOSIGNAL);
+		atomic_fetch_add(&said, 1);
 	}
 	memset(noise, 'x', sizeof(noise));
 	while (then == RAVE && send(fd, noise, sizeof(noise), MSG_NOSIGNAL) > 0)
+		;
+	while (then == CHATTER && send(fd, chatter, strlen(chatter), MSG_NOSIGNAL) > 0)
 		;
 	while (then == HANG && heard && read_command(fd))
 		;
@@ -195,6 +201,68 @@ Test(qmp, drops_the_answer_to_a_command_that_was_given_up)
 	cr_assert_eq(qmp_execute(qmp, "next", NULL, PATIENT, &result, &error), 0);
 	cr_assert_str_eq(json_string_value(result), "right");
 	json_decref(result);
+	qmp_close(qmp);
+}
+
+/* Sends a command whose answer nobody waits for; returns when so many lines of the script were
+ * said, and lie in the socket. */
+static void until_it_has_said(struct qmp *qmp, unsigned lines)
+{
+	cr_assert_eq(qmp_execute(qmp, "sent", NULL, 0, NULL, NULL), -ETIMEDOUT);
+	while (atomic_load(&said) < lines)
+		usleep(1000);
+}
+
+Test(qmp, hears_without_waiting_what_was_said_already)
+{
+	struct jaunt_error error = {0};
+
+	begin((const char *const[]){GREETING, AGREED,
+				    "{\"return\": {}, \"id\": 2}\n{\"event\": \"A\"}\n"
+				    "{\"event\": \"B\"}\n{\"event\": \"C\"}\n{\"eve",
+				    "nt\": \"C\"}\n{\"event\": \"D\"}\n{\"return\": 3, \"id\": 3}\n",
+				    NULL},
+	      HANG);
+	struct qmp *qmp = open_it();
+	until_it_has_said(qmp, 3);
+	cr_assert_eq(qmp_wait(qmp, "B", 0, NULL, &error), 0, "%s", error.text);
+	cr_assert_eq(error.code, 0);
+	cr_assert_eq(qmp_wait(qmp, "B", 0, NULL, &error), -ETIMEDOUT);
+	/* Half of a message that is on its way is nothing yet, and is not lost. */
+	until_it_has_said(qmp, 4);
+	cr_assert_eq(qmp_wait(qmp, "C", 0, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait(qmp, "C", 0, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait(qmp, "D", 0, NULL, NULL), 0);
+	qmp_close(qmp);
+}
+
+Test(qmp, forgets_what_was_said_and_not_yet_read)
+{
+	json_t *result = NULL;
+
+	begin((const char *const[]){GREETING, AGREED, "{\"event\": \"STOP\"}\n",
+				    "{\"return\": \"late\", \"id\": 2}\n{\"event\": \"STOP\"}\n"
+				    "{\"return\": \"right\", \"id\": 3}\n",
+				    NULL},
+	      HANG);
+	struct qmp *qmp = open_it();
+	until_it_has_said(qmp, 3);
+	qmp_forget(qmp, "STOP");
+	cr_assert_eq(qmp_wait(qmp, "STOP", 0, NULL, NULL), -ETIMEDOUT);
+	cr_assert_eq(qmp_execute(qmp, "stop", NULL, PATIENT, &result, NULL), 0);
+	cr_assert_str_eq(json_string_value(result), "right");
+	cr_assert_eq(qmp_wait(qmp, "STOP", 0, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait(qmp, "STOP", 0, NULL, NULL), -ETIMEDOUT);
+	json_decref(result);
+	qmp_close(qmp);
+}
+
+Test(qmp, does_not_listen_for_ever_to_one_who_never_stops_talking)
+{
+	begin((const char *const[]){GREETING, AGREED, NULL}, CHATTER);
+	struct qmp *qmp = open_it();
+	qmp_forget(qmp, "STOP");
+	cr_assert_eq(qmp_wait(qmp, "STOP", 0, NULL, NULL), -ETIMEDOUT);
 	qmp_close(qmp);
 }
 
