@@ -212,7 +212,8 @@ static bool is_named(const json_t *event, const char *name)
 	return strcmp(json_string_value(json_object_get(event, "event")), name) == 0;
 }
 
-/* Hears what QEMU has said already, and waits for nothing: events are kept, late answers dropped. */
+/* Hears what QEMU has said already, and waits for nothing: events are kept, late answers dropped.
+ */
 static int catch_up(struct qmp *qmp, struct jaunt_error *error)
 {
 	int result = qmp->broken ? gone(qmp, error) : 0;

@@ -217,12 +217,13 @@ Test(qmp, hears_without_waiting_what_was_said_already)
 {
 	struct jaunt_error error = {0};
 
-	begin((const char *const[]){GREETING, AGREED,
-				    "{\"return\": {}, \"id\": 2}\n{\"event\": \"A\"}\n"
-				    "{\"event\": \"B\"}\n{\"event\": \"C\"}\n{\"eve",
-				    "nt\": \"C\"}\n{\"event\": \"D\"}\n{\"return\": 3, \"id\": 3}\n",
-				    NULL},
-	      HANG);
+	begin(
+		(const char *const[]){
+			GREETING, AGREED,
+			"{\"return\": {}, \"id\": 2}\n{\"event\": \"A\"}\n"
+			"{\"event\": \"B\"}\n{\"event\": \"C\"}\n{\"eve",
+			"nt\": \"C\"}\n{\"event\": \"D\"}\n{\"return\": 3, \"id\": 3}\n", NULL},
+		HANG);
 	struct qmp *qmp = open_it();
 	until_it_has_said(qmp, 3);
 	cr_assert_eq(qmp_wait(qmp, "B", 0, NULL, &error), 0, "%s", error.text);
