@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define FORM "jaunt-commit 1\nprocess %ld\nstarted %llu\ncommitted %d\npeer %s\n"
+#define FORM "jaunt-commit 1\nprocess %ld\nstarted %llu\nstopped %d\ncommitted %d\npeer %s\n"
 
 uint64_t commit_started(pid_t process)
 {
@@ -44,8 +44,8 @@ int commit_write(const char *path, const struct commit *commit)
 	if (snprintf(fresh, sizeof(fresh), "%s.new", path) >= (int)sizeof(fresh))
 		return -ENAMETOOLONG;
 	int bytes = snprintf(text, sizeof(text), FORM, (long)commit->process,
-			     (unsigned long long)commit->started, commit->committed,
-			     commit->peer[0] ? commit->peer : "-");
+			     (unsigned long long)commit->started, commit->stopped,
+			     commit->committed, commit->peer[0] ? commit->peer : "-");
 	int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -errno;
@@ -64,20 +64,23 @@ int commit_read(const char *path, struct commit *commit)
 {
 	long process;
 	unsigned long long started;
-	int committed;
+	int stopped, committed;
 	char peer[128] = "";
 
 	FILE *file = fopen(path, "re");
 	if (!file)
 		return -errno;
-	int fields =
-		fscanf(file, "jaunt-commit 1\nprocess %ld\nstarted %llu\ncommitted %d\npeer %127s",
-		       &process, &started, &committed, peer);
+	int fields = fscanf(
+		file,
+		"jaunt-commit 1\nprocess %ld\nstarted %llu\nstopped %d\ncommitted %d\npeer %127s",
+		&process, &started, &stopped, &committed, peer);
 	fclose(file);
-	if (fields != 4)
+	if (fields != 5)
 		return -ENOENT;
-	*commit = (struct commit){
-		.process = (pid_t)process, .started = started, .committed = committed != 0};
+	*commit = (struct commit){.process = (pid_t)process,
+				  .started = started,
+				  .stopped = stopped != 0,
+				  .committed = committed != 0};
 	if (strcmp(peer, "-") != 0)
 		memcpy(commit->peer, peer, sizeof(peer));
 	return 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What must be known about a VM that is being moved if the process that moves it dies: that it was
- * stopped for that, and whether it was committed to the other side. A small file, written whole
+ * What must be known about a VM that is being moved if the process that moves it dies: whether it
+ * was stopped for that, and whether it was committed to the other side. A small file, written whole
  * each time: no file, no migration; a file without the word, no COMMIT. It is about one QEMU: of a
  * process that is gone, or another that got its number, it says nothing.
  */
@@ -15,6 +15,8 @@
 struct commit {
 	pid_t process;
 	uint64_t started; /* of that process, see commit_started() */
+	bool stopped; /* or about to be, by who moves it: else it stands still for another's reasons
+		       */
 	bool committed;
 	char peer[128]; /* to whom */
 };

@@ -13,6 +13,7 @@
 #include "vmm/qemu/identity.h"
 #include "vmm/qemu/qmp.h"
 #include "vmm/qemu/regions.h"
+#include "vmm/qemu/runstate.h"
 
 #define GREETING_MS 5000
 #define ANSWER_MS   10000
@@ -80,20 +81,18 @@ static bool examine_monitor(struct examination *examination, const char *monitor
 static void examine_state(struct examination *examination)
 {
 	struct jaunt_error error = {.code = 0};
-	struct ask asking = {.qmp = examination->qmp, .timeout_ms = ANSWER_MS, .error = &error};
-	json_t *answer = ask(&asking, "query-status", NULL);
-	const char *status = ask_text(answer, "status");
+	char status[RUNSTATE_MAX];
+	int result = runstate_ask(examination->qmp, ANSWER_MS, status, &error);
 	bool source = strcmp(status, "running") == 0, target = strcmp(status, "inmigrate") == 0;
 	struct jaunt_check *check = add(examination, "qemu.state", true, source || target);
 
-	snprintf(check->found, sizeof(check->found), "%.60s%s", status[0] ? status : error.text,
+	snprintf(check->found, sizeof(check->found), "%.60s%s", result ? error.text : status,
 		 source   ? ": can be moved away"
 		 : target ? ": waits for a guest"
 			  : "");
 	snprintf(check->advice, sizeof(check->advice),
 		 "only a guest that runs can be moved (`cont`), and only a QEMU that was started "
 		 "with -incoming defer can take one in");
-	json_decref(answer);
 }
 
 static void examine_capabilities(struct examination *examination)

@@ -15,6 +15,7 @@
 #include "vmm/qemu/compare.h"
 #include "vmm/qemu/config.h"
 #include "vmm/qemu/prepared.h"
+#include "vmm/qemu/runstate.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
@@ -96,27 +97,32 @@ void qemu_facts(const struct qemu *vm, struct qemu_facts *facts)
 /* --- The record --------------------------------------------------------------------------------
  */
 
-int qemu_note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error)
+int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
+	      struct jaunt_error *error)
 {
-	struct commit commit = {
-		.process = qmp_process(vm->qmp), .started = vm->started, .committed = committed};
+	struct commit commit = {.process = qmp_process(vm->qmp),
+				.started = vm->started,
+				.stopped = stopped,
+				.committed = committed};
+	bool is_kept = vm->place->record && !vm->incoming;
 
 	snprintf(commit.peer, sizeof(commit.peer), "%.*s", (int)sizeof(commit.peer) - 1, peer);
-	int result = vm->place->record ? commit_write(vm->place->record, &commit) : 0;
-	if (result == 0)
-		vm->committed = committed;
+	int result = is_kept ? commit_write(vm->place->record, &commit) : 0;
 	if (result)
 		return error_set(error, -result, "no-record",
 				 "cannot write %s, which says whose the VM is if this process "
 				 "dies: %s",
 				 vm->place->record, strerror(-result));
+	vm->stopped = stopped;
+	vm->committed = committed;
 	return 0;
 }
 
-void qemu_uncommit(struct qemu *vm)
+void qemu_take_back(struct qemu *vm, bool stopped)
 {
-	if (qemu_note(vm, false, "", NULL))
+	if (qemu_note(vm, stopped, false, "", NULL))
 		commit_remove(vm->place->record);
+	vm->stopped = stopped;
 	vm->committed = false;
 }
 
@@ -125,8 +131,8 @@ void qemu_uncommit(struct qemu *vm)
 
 static int check_status(struct qemu *vm, struct jaunt_error *error)
 {
-	char status[32];
-	int result = text_of(vm, "query-status", NULL, "status", status, sizeof(status), error);
+	char status[RUNSTATE_MAX];
+	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
 
 	if (result)
 		return result;
@@ -187,7 +193,7 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 		if (result)
 			return result;
 	}
-	if (!vm->incoming && (result = qemu_note(vm, false, "", error)))
+	if ((result = qemu_note(vm, false, false, "", error)))
 		return result;
 	return settings_make(&vm->settings, vm->qmp, error);
 }
@@ -391,32 +397,52 @@ const struct jaunt_vm_factory qemu_factory = {
 /* --- After a death -----------------------------------------------------------------------------
  */
 
-static int continue_it(const struct qemu_place *place, enum qemu_remains *remains,
-		       struct jaunt_error *error)
+/* What tracked its writes is taken off with the last descriptor. */
+static void untrack(struct qemu *vm)
 {
-	/* It may have been stopped for that. */
-	struct qemu vm = {.place = place, .pidfd = -1, .stream_fd = -1, .stopped = true};
+	char path[256];
+
+	if (attach_path(qmp_process(vm->qmp), path, sizeof(path), NULL) ||
+	    attach_open(&vm->attach, path, NULL))
+		return;
+	for (unsigned slot = 0; slot < AGENT_USERFAULTFD_SLOTS; slot++)
+		attach_drop(&vm->attach, slot, NULL);
+	attach_close(&vm->attach);
+}
+
+/* It may have been stopped for the migration. */
+static int continue_it(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
+{
+	char status[RUNSTATE_MAX];
 	uint64_t when;
-	char path[256], status[32];
+
+	qmp_execute(vm->qmp, "migrate_cancel", NULL, QEMU_ANSWER_MS, NULL, NULL);
+	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
+	if (result == 0)
+		result = qemu_ops.resume(vm, &when, error);
+	if (result == 0 && strcmp(status, "running") != 0)
+		*remains = QEMU_CONTINUED;
+	return result;
+}
+
+/* One that the dead process did not stop is left as it is: its operator may have. */
+static int clear_up(const struct qemu_place *place, const struct commit *commit,
+		    enum qemu_remains *remains, struct jaunt_error *error)
+{
+	struct qemu vm = {.place = place,
+			  .pidfd = -1,
+			  .stream_fd = -1,
+			  .started = commit->started,
+			  .stopped = commit->stopped};
 	int result = qmp_open(&vm.qmp, place->monitor, GREETING_MS, error);
 
 	if (result)
 		return result;
-	/* What tracked its writes is taken off with the last descriptor. */
-	if (attach_path(qmp_process(vm.qmp), path, sizeof(path), NULL) == 0 &&
-	    attach_open(&vm.attach, path, NULL) == 0) {
-		for (unsigned slot = 0; slot < AGENT_USERFAULTFD_SLOTS; slot++)
-			attach_drop(&vm.attach, slot, NULL);
-		attach_close(&vm.attach);
-	}
-	qmp_execute(vm.qmp, "migrate_cancel", NULL, QEMU_ANSWER_MS, NULL, NULL);
-	result = text_of(&vm, "query-status", NULL, "status", status, sizeof(status), error);
+	untrack(&vm);
+	if (vm.stopped)
+		result = continue_it(&vm, remains, error);
 	if (result == 0)
-		result = qemu_ops.resume(&vm, &when, error);
-	if (result == 0) {
-		*remains = strcmp(status, "running") == 0 ? QEMU_NOTHING : QEMU_CONTINUED;
 		commit_remove(place->record);
-	}
 	qmp_close(vm.qmp);
 	return result;
 }
@@ -434,7 +460,7 @@ int qemu_recover(const struct qemu_place *place, enum qemu_remains *remains,
 		return 0;
 	}
 	if (!commit.committed)
-		return continue_it(place, remains, error);
+		return clear_up(place, &commit, remains, error);
 	*remains = QEMU_COMMITTED;
 	error_set(error, EBUSY, "committed",
 		  "its guest was handed over to %s by a process that died: it must not run here. "

@@ -25,6 +25,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "vmm/qemu/config.h"
+#include "vmm/qemu/runstate.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
@@ -92,31 +93,23 @@ static int describe(void *context, struct jaunt_description *out, struct jaunt_e
 /* --- Standing still ----------------------------------------------------------------------------
  */
 
-static int status_of(struct qemu *vm, char *status, size_t room, struct jaunt_error *error)
-{
-	json_t *answer = NULL;
-	int result = qmp_execute(vm->qmp, "query-status", NULL, QEMU_ANSWER_MS, &answer, error);
-	const char *text = json_string_value(json_object_get(answer, "status"));
-
-	snprintf(status, room, "%s", text ? text : "unknown");
-	json_decref(answer);
-	return result;
-}
-
-/* Whether it has run since RESUME was forgotten. What QEMU has told is read with its answer. */
+/* Whether it has run since RESUME was forgotten: of each time QEMU tells, before anything else that
+ * comes of it. */
 static int has_run(struct qemu *vm, bool *ran, struct jaunt_error *error)
 {
-	char status[32];
-	int result = status_of(vm, status, sizeof(status), error);
+	int result = qmp_wait(vm->qmp, "RESUME", 0, NULL, error);
 
-	*ran = strcmp(status, "running") == 0 || qmp_wait(vm->qmp, "RESUME", 0, NULL, NULL) == 0;
-	return result;
+	*ran = result == 0;
+	if (result != -ETIMEDOUT)
+		return result;
+	error_clear(error);
+	return 0;
 }
 
 static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
-	char status[32];
+	char status[RUNSTATE_MAX];
 
 	if (vm->unreported.code) { /* it may have given back pages that nobody told of */
 		*error = vm->unreported;
@@ -126,24 +119,25 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 	int result = vm->incoming ? 0 : stream_offer(vm, error);
 	if (result)
 		return result;
-	vm->stopped = true;
+	if ((result = qemu_note(vm, true, false, "", error)))
+		return result;
 	qmp_forget(vm->qmp, "STOP");
+	/* Another from here on would be somebody else's, see committed(). */
+	qmp_forget(vm->qmp, "RESUME");
 	result = qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
 	if (result)
 		return result;
 	if (hear(vm, "STOP", last_instruction_ns, error)) {
 		/* None is told of a guest that had stopped before: it is not for us to continue. */
-		result = status_of(vm, status, sizeof(status), error);
+		result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
 		if (result)
 			return result;
-		vm->stopped = false;
+		qemu_take_back(vm, false);
 		return error_set(error, EINVAL, "qemu-state",
 				 "the guest had stopped before, and stays as it is, \"%s\" as QEMU "
 				 "says; continue it, then move it again",
 				 status);
 	}
-	/* From here on it would be somebody else's, see committed(). */
-	qmp_forget(vm->qmp, "RESUME");
 	report_now(&vm->report);
 	return 0;
 }
@@ -163,11 +157,11 @@ static int load(void *context, const void *state, size_t bytes, struct jaunt_err
 		result = has_run(vm, &ran, error);
 	if (result)
 		return result;
-	if (ran) {
-		qemu_end(vm, NULL);
+	if (ran && (result = qemu_end(vm, error)))
+		return error_context(error, "QEMU runs the guest by itself");
+	if (ran)
 		return error_set(error, EIO, "qemu-state",
 				 "QEMU ran the guest by itself as soon as it was loaded");
-	}
 	return 0;
 }
 
@@ -215,12 +209,12 @@ static int resume_here(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_e
 }
 
 /* Waits for the end of a migration of QEMU's that was cancelled: before, `cont` is refused. */
-static int settle(struct qemu *vm, char *status, size_t room, struct jaunt_error *error)
+static int settle(struct qemu *vm, char status[RUNSTATE_MAX], struct jaunt_error *error)
 {
 	uint64_t until_ns = clock_ns() + SETTLE_NS;
 	int result;
 
-	while ((result = status_of(vm, status, room, error)) == 0 &&
+	while ((result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error)) == 0 &&
 	       strcmp(status, "finish-migrate") == 0 && clock_ns() < until_ns)
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	return result;
@@ -229,17 +223,17 @@ static int settle(struct qemu *vm, char *status, size_t room, struct jaunt_error
 /* After a failure. What we did not stop is left as it is. */
 static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
 {
-	char status[32];
+	char status[RUNSTATE_MAX];
 
 	*first_entry_ns = clock_ns();
 	if (!vm->stopped)
 		return 0;
-	int result = settle(vm, status, sizeof(status), error);
+	int result = settle(vm, status, error);
 	if (result)
 		return result;
 	/* First: if we die in between it is the next command that continues it. */
 	if (vm->committed)
-		qemu_uncommit(vm);
+		qemu_take_back(vm, true);
 	if (strcmp(status, "running") != 0) {
 		bool ours = strcmp(status, "paused") == 0 || strcmp(status, "postmigrate") == 0 ||
 			    strcmp(status, "finish-migrate") == 0;
@@ -249,7 +243,7 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 		result = go_on(vm, first_entry_ns, error);
 	}
 	if (result == 0)
-		vm->stopped = false;
+		qemu_take_back(vm, false);
 	return result;
 }
 
@@ -275,7 +269,7 @@ static int committed(void *context, const char *peer, struct jaunt_error *error)
 				 "somebody else continued the guest at its source (`cont` by "
 				 "another monitor?), where it runs on; leave it alone while it is "
 				 "moved");
-	return qemu_note(vm, true, peer, error);
+	return qemu_note(vm, true, true, peer, error);
 }
 
 /* --- Its address space -------------------------------------------------------------------------

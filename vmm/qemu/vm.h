@@ -18,7 +18,7 @@ struct qemu {
 	const struct qemu_place *place;
 	bool incoming; /* it was started to take a guest in */
 	bool spent;    /* and was given a state to load: of no use any more until that guest runs */
-	bool stopped, committed; /* the guest, by us; what the record says or would say */
+	bool stopped, committed; /* by us, or about to be: as the record says or would say */
 	struct qmp *qmp;
 	struct attach attach;
 	int pidfd;
@@ -36,11 +36,12 @@ struct qemu {
 	struct jaunt_region described[REGIONS_MAX];
 };
 
-/* Writes into the record what this is about, see commit.h. */
-int qemu_note(struct qemu *vm, bool committed, const char *peer, struct jaunt_error *error);
+/* Writes into the record what is about to be done with the guest, see commit.h. */
+int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
+	      struct jaunt_error *error);
 
-/* The guest is not committed any more, whatever becomes of the record. */
-void qemu_uncommit(struct qemu *vm);
+/* The guest is not committed, or not any more, whatever becomes of the record. */
+void qemu_take_back(struct qemu *vm, bool stopped);
 
 bool qemu_is_gone(const struct qemu *vm, int patience_ms);
 /* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run.

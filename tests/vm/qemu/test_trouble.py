@@ -154,6 +154,13 @@ class Trouble(lab.Case):
         self.ends(receiving, FAILED, "failed")
         self.assertEqual(target.status(), "inmigrate")
         target.end()
+        # Its operator stops it, for a reason of his own: no command about it lets it go on.
+        guest.here.monitor.ask("stop")
+        code, answer = self.site.run("cancel", guest.here.vm)
+        self.assertNotEqual(code, DONE)
+        self.assertNotIn("runs again", answer.transcript())
+        self.assertEqual(guest.here.status(), "paused")
+        guest.here.monitor.ask("cont")
         self.runs_on(guest)
 
     def test_migrate_killed_when_the_guest_stood_still(self):

@@ -46,8 +46,11 @@ static size_t read_text(char *text, size_t room)
 	return bytes;
 }
 
-static const struct commit handed_over = {
-	.process = 4711, .started = 987654321, .committed = true, .peer = "tcp:[::1]:4455"};
+static const struct commit handed_over = {.process = 4711,
+					  .started = 987654321,
+					  .stopped = true,
+					  .committed = true,
+					  .peer = "tcp:[::1]:4455"};
 
 Test(commit, says_what_was_written)
 {
@@ -58,12 +61,14 @@ Test(commit, says_what_was_written)
 	cr_assert_eq(commit_read(path, &commit), 0);
 	cr_assert_eq(commit.process, 4711);
 	cr_assert_eq(commit.started, 987654321);
+	cr_assert(commit.stopped);
 	cr_assert(commit.committed);
 	cr_assert_str_eq(commit.peer, "tcp:[::1]:4455");
 	/* Written again, it says the new and nothing of the old. */
 	cr_assert_eq(commit_write(path, &(struct commit){.process = 1, .started = 2}), 0);
 	cr_assert_eq(commit_read(path, &commit), 0);
 	cr_assert_eq(commit.process, 1);
+	cr_assert_not(commit.stopped);
 	cr_assert_not(commit.committed);
 	cr_assert_str_eq(commit.peer, "");
 }
@@ -83,7 +88,7 @@ Test(commit, that_is_torn_says_nothing_or_the_truth)
 		if (result)
 			cr_assert_eq(result, -ENOENT, "%zu bytes", left);
 		else
-			cr_assert(commit.committed && commit.process == 4711 &&
+			cr_assert(commit.stopped && commit.committed && commit.process == 4711 &&
 					  commit.started == 987654321,
 				  "%zu bytes", left);
 	}
@@ -93,9 +98,9 @@ Test(commit, that_is_garbled_says_nothing)
 {
 	static const char *const texts[] = {
 		"nonsense",
-		"jaunt-commit 2\nprocess 1\nstarted 2\ncommitted 1\npeer -\n",
-		"jaunt-commit 1\nprocess one\nstarted 2\ncommitted 1\npeer -\n",
-		"jaunt-commit 1\nprocess 1\ncommitted 1\nstarted 2\npeer -\n",
+		"jaunt-commit 2\nprocess 1\nstarted 2\nstopped 1\ncommitted 1\npeer -\n",
+		"jaunt-commit 1\nprocess one\nstarted 2\nstopped 1\ncommitted 1\npeer -\n",
+		"jaunt-commit 1\nprocess 1\nstopped 1\nstarted 2\ncommitted 1\npeer -\n",
 	};
 	struct commit commit;
 
@@ -110,7 +115,7 @@ Test(commit, longer_than_it_may_be_is_cut_short)
 	struct commit commit;
 	char text[1024];
 	int bytes = snprintf(text, sizeof(text),
-			     "jaunt-commit 1\nprocess 1\nstarted 2\ncommitted 1\npeer ");
+			     "jaunt-commit 1\nprocess 1\nstarted 2\nstopped 1\ncommitted 1\npeer ");
 
 	memset(text + bytes, 'x', 600);
 	write_text(text, (size_t)bytes + 600);
