@@ -78,7 +78,7 @@ static double throughput(struct run *run, double ms, double round_ms)
 	return (double)(operations(run) - from) * 1e9 / (double)(clock_ns() - before);
 }
 
-static void measure(struct run *run, double ms, double round_ms, json_t *report)
+static void measure(struct run *run, double ms, double round_ms, double settle_ms, json_t *report)
 {
 	struct jaunt_error error;
 	uint64_t ignored;
@@ -96,10 +96,13 @@ static void measure(struct run *run, double ms, double round_ms, json_t *report)
 	tracker_stop(run->tracker);
 	double stop_us = (double)(clock_ns() - before) / 1e3;
 	double right_after = throughput(run, ms / 10, 0), after = throughput(run, ms, 0);
+	nap(settle_ms);
+	double settled = throughput(run, ms, 0);
 	json_object_set_new(report, "operations_per_s", json_real(base));
 	json_object_set_new(report, "ratio_during", json_real(with / base));
 	json_object_set_new(report, "ratio_right_after", json_real(right_after / base));
 	json_object_set_new(report, "ratio_after", json_real(after / base));
+	json_object_set_new(report, "ratio_settled", json_real(settled / base));
 	json_object_set_new(report, "start_us", json_real(start_us));
 	json_object_set_new(report, "stop_us", json_real(stop_us));
 	json_object_set_new(report, "first_collect_us", json_real(run->collect_us[0]));
@@ -110,12 +113,23 @@ static void measure(struct run *run, double ms, double round_ms, json_t *report)
 	json_object_set_new(report, "paused_pages", json_real(paused_pages));
 }
 
-static void usage(void)
-{
-	program_usage("usage: jaunt-bench-tracking --tracker log|ring|write-protect "
-		      "[--memory SIZE] [--vcpus N] [--huge] [--workload TEXT] [--round-ms N] "
-		      "[--ms N] [--thread-backed]");
-}
+static const char help[] =
+	"usage: jaunt-bench-tracking --tracker log|ring|write-protect|soft-dirty [OPTION...]\n"
+	"\n"
+	"A guest runs without dirty tracking, with it while rounds collect, and without it again; "
+	"nothing\n"
+	"is sent. One line of JSON: its throughput in each part as ratios to the first, and times "
+	"in us.\n"
+	"\n"
+	"  --memory SIZE      of the guest (default: 1G)\n"
+	"  --vcpus N          (default: 1)\n"
+	"  --huge             pages of 2 MiB\n"
+	"  --workload TEXT    as of `jaunt vm run` (default: random)\n"
+	"  --round-ms N       a collect so often (default: 100)\n"
+	"  --ms N             how long each part takes (default: 2000)\n"
+	"  --settle-ms N      after it, before the guest is taken to have recovered (default: "
+	"4000)\n"
+	"  --thread-backed    vCPUs on threads, without KVM\n";
 
 int main(int argc, char **argv)
 {
@@ -124,6 +138,7 @@ int main(int argc, char **argv)
 		{"vcpus", 1, NULL, 'v'},    {"huge", 0, NULL, 'h'},
 		{"workload", 1, NULL, 'w'}, {"round-ms", 1, NULL, 'r'},
 		{"ms", 1, NULL, 'd'},       {"thread-backed", 0, NULL, 'b'},
+		{"help", 0, NULL, 'H'},     {"settle-ms", 1, NULL, 's'},
 		{NULL, 0, NULL, 0}};
 	struct microvm_config config = {.name = "bench",
 					.memory_bytes = UINT64_C(1) << 30,
@@ -131,7 +146,7 @@ int main(int argc, char **argv)
 					.page_bytes = 4096,
 					.workload = "random"};
 	const char *name = NULL;
-	double ms = 2000, round_ms = 100;
+	double ms = 2000, round_ms = 100, settle_ms = 4000;
 	for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
 		if (option == 't')
 			name = optarg;
@@ -147,18 +162,22 @@ int main(int argc, char **argv)
 			round_ms = (double)program_count(optarg, 1);
 		else if (option == 'd')
 			ms = (double)program_count(optarg, 1);
+		else if (option == 's')
+			settle_ms = (double)program_count(optarg, 0);
 		else if (option == 'b')
 			config.thread_backed = true;
+		else if (option == 'H')
+			return fputs(help, stdout) < 0;
 		else
-			usage();
+			program_usage("unknown option");
 	}
 	enum tracker_kind kind = TRACKER_DRIVER;
 	if (!name)
-		usage();
+		program_usage("which tracker?");
 	if (strcmp(name, "ring") == 0)
 		config.tracking = MICROVM_DIRTY_RING;
 	else if (strcmp(name, "log") != 0 && !tracker_kind_parse(name, &kind))
-		usage();
+		program_usage("there is no tracker \"%s\"", name);
 
 	static struct run run;
 	struct jaunt_error error;
@@ -175,7 +194,7 @@ int main(int argc, char **argv)
 	      &error);
 	json_t *report = report_begin("tracking");
 	json_object_set_new(report, "tracker", json_string(name));
-	measure(&run, ms, round_ms, report);
+	measure(&run, ms, round_ms, settle_ms, report);
 	report_print(report);
 	tracker_close(run.tracker);
 	dirty_close(&run.dirty);

@@ -68,9 +68,9 @@ int soft_dirty_open(struct soft_dirty *soft_dirty, int pid, struct jaunt_error *
 	soft_dirty->clear_fd = soft_dirty->pagemap_fd = -1;
 	if (!soft_dirty_supported())
 		return error_set(error, ENOTSUP, "no-tracker",
-				 "dirty tracking: this kernel has neither asynchronous "
-				 "write-protection (Linux 6.7) nor soft-dirty bits "
-				 "(CONFIG_MEM_SOFT_DIRTY)");
+				 "dirty tracking: this kernel has no soft-dirty bits "
+				 "(CONFIG_MEM_SOFT_DIRTY); what is used before them, asynchronous "
+				 "write-protection, needs Linux 6.7");
 	soft_dirty->clear_fd = open_proc(pid, "clear_refs", O_WRONLY);
 	soft_dirty->pagemap_fd = open_proc(pid, "pagemap", O_RDONLY);
 	if (soft_dirty->clear_fd >= 0 && soft_dirty->pagemap_fd >= 0)

@@ -17,6 +17,7 @@ from .large import hybrid, terabyte
 from .machine import GIB, MIB
 from .qemu import qemu, qemu_capped, qemu_hybrid, qemu_post_copy
 from .rdma import rdma
+from .tracking import tracking
 
 PAGE = 4096
 POPULATED = 0.98  # of the working set, as seen from outside: enough to begin
@@ -362,9 +363,9 @@ PLACEMENTS = {'fault': 'apart', 'push': 'apart', 'cap': 'apart',
               **dict.fromkeys(QEMU, 'any')}
 
 # Long, or of no migration with the default workload.
-ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', 'rdma', *QEMU)
+ON_REQUEST = ('far', 'terabyte', 'hybrid', 'install', 'modes', 'rdma', 'tracking', *QEMU)
 
 ALL = {scenario.__name__: scenario
        for scenario in (downtime, fault, push, cap, distance, far, bulk, memory, sparse, terabyte,
-                        hybrid, install, modes, rdma,
+                        hybrid, install, modes, rdma, tracking,
                         qemu, qemu_post_copy, qemu_capped, qemu_hybrid)}
