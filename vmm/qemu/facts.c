@@ -31,11 +31,12 @@ static struct jaunt_property *make(struct facts *facts, const char *key)
 	return &facts->all[facts->count++];
 }
 
-/* Control characters cannot travel in a property. */
+/* Names in a QEMU may hold anything. A line of a fact is one line, whatever is in it; and control
+ * characters cannot travel in a property. */
 static void clean(char *text)
 {
 	for (; *text; text++)
-		if ((unsigned char)*text < ' ' && *text != '\n')
+		if ((unsigned char)*text < ' ' || *text == 0x7f)
 			*text = ' ';
 }
 

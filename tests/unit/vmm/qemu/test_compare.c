@@ -24,12 +24,19 @@ static void tear_down(void)
 
 TestSuite(compare, .fini = tear_down, .timeout = 60);
 
+static void add_lines(struct facts *facts, const char *key, const char *lines)
+{
+	while (lines) {
+		size_t bytes = strcspn(lines, "\n");
+		facts_add(facts, key, "%.*s", (int)bytes, lines);
+		lines = lines[bytes] ? lines + bytes + 1 : NULL;
+	}
+}
+
 static void both(const char *key, const char *there_value, const char *here_value)
 {
-	if (there_value)
-		facts_add(&source, key, "%s", there_value);
-	if (here_value)
-		facts_add(&here, key, "%s", here_value);
+	add_lines(&source, key, there_value);
+	add_lines(&here, key, here_value);
 }
 
 static int run(void)
@@ -459,6 +466,15 @@ Test(compare, keeps_facts_as_lines_under_one_key)
 	cr_assert(!facts_line(NULL, "y", text, sizeof(text)));
 	cr_assert_null(facts_find(&here, "device"));
 	cr_assert(!here.lost);
+}
+
+Test(compare, takes_no_line_of_a_fact_for_two_whatever_a_name_has_in_it)
+{
+	char text[32];
+
+	facts_add(&here, "disk a: image", "file=%s", "/vm/a\nwwid=naa.1\x1b[2J\x7f\r");
+	cr_assert_str_eq(facts_find(&here, "disk a: image"), "file=/vm/a wwid=naa.1 [2J  ");
+	cr_assert(!facts_line(facts_find(&here, "disk a: image"), "wwid", text, sizeof(text)));
 }
 
 Test(compare, says_when_facts_do_not_fit)
