@@ -39,17 +39,30 @@ static bool is_one_of(const char *text, const char *const *list)
 	return false;
 }
 
-/* A host's own name for itself means another host elsewhere. */
+/* "gluster:///volume", "gluster://:24007/volume": QEMU takes its own host. */
+static bool lacks_host(const char *url)
+{
+	const char *host = strstr(url, "://");
+
+	return host && strchr("/:?", host[3]);
+}
+
+/* What each host understands as itself: its names for itself, and what leads to no other host at
+ * all. */
 static bool is_loopback(const char *url)
 {
-	static const char *const names[] = {"127.", "localhost", "::1", "unix", NULL};
+	static const char *const names[] = {"127.",    "localhost", "ip6-localhost", "::1",
+					    "0.0.0.0", "[::]",      "unix",          NULL};
+	static const char *const transports[] = {"type\":\"fd\"", "type\":\"vsock\"", NULL};
 
-	for (size_t i = 0; names[i]; i++) {
-		const char *found = strstr(url, names[i]);
-		if (found && (found == url || !strchr(NAME_LETTERS, found[-1])))
+	for (size_t i = 0; names[i]; i++)
+		for (const char *found = url; (found = strstr(found, names[i])); found++)
+			if (found == url || !strchr(NAME_LETTERS, found[-1]))
+				return true;
+	for (size_t i = 0; transports[i]; i++)
+		if (strstr(url, transports[i]))
 			return true;
-	}
-	return false;
+	return lacks_host(url);
 }
 
 static enum identity network(struct side *source, struct side *target, bool one_host,

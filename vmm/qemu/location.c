@@ -83,13 +83,14 @@ static bool is_filter(const char *driver)
 	return false;
 }
 
-/* How the host goes about it, not where it lies. */
+/* How the host goes about it, not where it lies: unlike the configuration of rbd, which says whose
+ * pool it is. */
 static bool is_of_use_only(const char *option)
 {
 	static const char *const names[] = {
-		"node-name",   "read-only",       "auto-read-only", "discard",   "detect-zeroes",
-		"force-share", "reconnect-delay", "open-timeout",   "user",      "password-secret",
-		"key-secret",  "timeout",         "readahead",      "tls-creds", "conf"};
+		"node-name",   "read-only",       "auto-read-only", "discard",  "detect-zeroes",
+		"force-share", "reconnect-delay", "open-timeout",   "user",     "password-secret",
+		"key-secret",  "timeout",         "readahead",      "tls-creds"};
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(names[i], option) == 0)

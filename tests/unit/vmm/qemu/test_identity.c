@@ -126,9 +126,42 @@ Test(identity, of_network_storage_is_its_address_unless_that_means_the_host_itse
 	cr_assert_eq(
 		two_hosts(NET "url=nbd+unix:///a?socket=/s", NET "url=nbd+unix:///a?socket=/s"),
 		IDENTITY_UNKNOWN);
+	cr_assert_eq(two_hosts(NET "url=nbd://nas127.local/a", NET "url=nbd://nas127.local/a"),
+		     IDENTITY_SAME);
 	cr_assert_eq(one_host(NET "url=nbd://127.0.0.1/a", NET "url=nbd://127.0.0.1/a"),
 		     IDENTITY_SAME);
 	cr_assert_eq(two_hosts(NET, NET), IDENTITY_UNKNOWN);
+}
+
+Test(identity, of_an_address_that_each_host_understands_as_itself_is_known_on_one_host_only)
+{
+	static const char *const own[] = {
+		NET "url=gluster:///volume/a",
+		NET "url=gluster+tcp:///volume/a",
+		NET "url=gluster://:24007/volume/a",
+		NET "url=nbd://",
+		NET "url=nbd://10.127.0.1.127.0.0.1/a?socket=127.0.0.1",
+		NET "url=nbd://0.0.0.0:10809/a",
+		NET "url=nbd://[::]:10809/a",
+		NET "url=nbd://ip6-localhost/a",
+		NET "url={\"driver\":\"nbd\",\"server\":{\"str\":\"7\",\"type\":\"fd\"}}",
+		NET "url={\"driver\":\"nbd\",\"server.cid\":\"2\",\"server.type\":\"vsock\"}",
+		NET "url={\"driver\":\"nbd\",\"server.path\":\"/s\",\"server.type\":\"unix\"}",
+		NET "url={\"driver\":\"nbd\",\"server\":{\"host\":\"::1\",\"type\":\"inet\"}}",
+	};
+	static const char *const others[] = {
+		NET "url=gluster://nas/volume/a",
+		NET "url=nbd://[fd00::2]/vsock",
+		NET "url={\"driver\":\"nbd\",\"export\":\"fd\",\"server\":{\"host\":\"nas\","
+		    "\"port\":\"1\",\"type\":\"inet\"}}",
+	};
+
+	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++) {
+		cr_assert_eq(two_hosts(own[i], own[i]), IDENTITY_UNKNOWN, "%s", own[i]);
+		cr_assert_eq(one_host(own[i], own[i]), IDENTITY_SAME, "%s", own[i]);
+	}
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+		cr_assert_eq(two_hosts(others[i], others[i]), IDENTITY_SAME, "%s", others[i]);
 }
 
 Test(identity, of_what_cannot_be_looked_at_is_not_known_even_where_all_else_agrees)
@@ -207,10 +240,13 @@ Test(location, of_an_address_in_json_leaves_out_what_is_each_hosts_own)
 			   "\"cache\":{\"direct\":true}}"),
 		     LOCATION_NETWORK);
 	strcpy(first, location.text);
-	cr_assert_eq(parse("json:{\"image\":\"i\",\"driver\":\"rbd\",\"pool\":\"p\","
-			   "\"conf\":\"/etc/ceph.conf\"}"),
+	cr_assert_eq(parse("json:{\"image\":\"i\",\"driver\":\"rbd\",\"pool\":\"p\"}"),
 		     LOCATION_NETWORK);
 	cr_assert_str_eq(location.text, first);
+	/* Another cluster may have a pool and an image of these names. */
+	parse("json:{\"image\":\"i\",\"driver\":\"rbd\",\"pool\":\"p\","
+	      "\"conf\":\"/etc/ceph.conf\"}");
+	cr_assert_str_neq(location.text, first);
 	parse("json:{\"image\":\"j\",\"driver\":\"rbd\",\"pool\":\"p\"}");
 	cr_assert_str_neq(location.text, first);
 }
