@@ -2,6 +2,7 @@
 #include "vmm/qemu/examine.h"
 
 #include <errno.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/vfs.h>
@@ -14,12 +15,10 @@
 #include "vmm/qemu/qmp.h"
 #include "vmm/qemu/regions.h"
 #include "vmm/qemu/runstate.h"
+#include "vmm/qemu/settings.h"
 
 #define GREETING_MS 5000
 #define ANSWER_MS   10000
-
-#define TMPFS     0x01021994 /* f_type */
-#define HUGETLBFS 0x958458f6
 
 struct examination {
 	struct jaunt_check *checks;
@@ -97,24 +96,13 @@ static void examine_state(struct examination *examination)
 
 static void examine_capabilities(struct examination *examination)
 {
-	static const char *const wanted[] = {"x-ignore-shared", "late-block-activate", "events"};
 	struct jaunt_error error = {.code = 0};
 	struct ask asking = {.qmp = examination->qmp, .timeout_ms = ANSWER_MS, .error = &error};
-	json_t *list = ask(&asking, "query-migrate-capabilities", NULL), *one;
-	const char *missing = NULL;
-
-	for (size_t w = 0; w < sizeof(wanted) / sizeof(wanted[0]); w++) {
-		bool found = false;
-		size_t i;
-		json_array_foreach (list, i, one)
-			found |= strcmp(ask_text(one, "capability"), wanted[w]) == 0;
-		if (!found)
-			missing = wanted[w];
-	}
+	json_t *list = ask(&asking, "query-migrate-capabilities", NULL);
+	const char *missing = settings_missing(list);
 	struct jaunt_check *check = add(examination, "qemu.capabilities", true, !missing);
 	snprintf(check->found, sizeof(check->found), "%s%s",
-		 missing ? "it does not have " : "x-ignore-shared, late-block-activate, events",
-		 missing ? missing : "");
+		 missing ? "it does not have " : SETTINGS_WANTED, missing ? missing : "");
 	snprintf(check->advice, sizeof(check->advice), "use QEMU 7.2 or newer");
 	json_decref(list);
 }
@@ -139,7 +127,7 @@ static void examine_filesystem(struct examination *examination, const struct reg
 {
 	struct statfs system = {.f_type = 0};
 	bool good = fstatfs(one->fd, &system) == 0 &&
-		    (system.f_type == TMPFS || system.f_type == HUGETLBFS);
+		    (system.f_type == TMPFS_MAGIC || system.f_type == HUGETLBFS_MAGIC);
 	struct jaunt_check *check = add(examination, "qemu.memory", true, good);
 
 	snprintf(check->found, sizeof(check->found), "\"%s\": %llu MiB in a shared file%s", one->id,

@@ -29,10 +29,9 @@
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
-#define EVENT_MS    1000 /* an event comes before the answer to the command that caused it */
-#define ANNOUNCE_MS 1000
-#define GONE_MS     2000 /* a process that is being killed closes its sockets before it is gone */
-#define SETTLE_NS   UINT64_C(5000000000)
+#define EVENT_MS  1000 /* an event comes before the answer to the command that caused it */
+#define GONE_MS   2000 /* a process that is being killed closes its sockets before it is gone */
+#define SETTLE_NS UINT64_C(5000000000)
 
 /* --- Time --------------------------------------------------------------------------------------
  */
@@ -181,13 +180,13 @@ static int go_on(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *
 }
 
 /* Whoever sends to the guest's address learns where it is now. Of no consequence for the guest, nor
- * if it fails: without network devices there is nobody to announce. */
+ * if it fails: without network devices there is nobody to announce. Nobody waits for the answer. */
 static void announce(struct qemu *vm)
 {
 	qmp_execute(vm->qmp, "announce-self",
 		    json_pack("{s:i, s:i, s:i, s:i}", "initial", 50, "max", 550, "rounds", 5,
 			      "step", 100),
-		    ANNOUNCE_MS, NULL, NULL);
+		    0, NULL, NULL);
 }
 
 static int resume_here(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)

@@ -42,7 +42,7 @@ static json_t *changes_of(const json_t *capabilities, bool back)
 	return changes;
 }
 
-static int check_known(const json_t *capabilities, struct jaunt_error *error)
+const char *settings_missing(const json_t *capabilities)
 {
 	for (size_t w = 0; w < WANTED; w++) {
 		json_t *one;
@@ -53,12 +53,20 @@ static int check_known(const json_t *capabilities, struct jaunt_error *error)
 			found |= name && strcmp(name, wanted[w]) == 0;
 		}
 		if (!found)
-			return error_set(error, EOPNOTSUPP, "qemu-too-old",
-					 "this QEMU does not have the migration capability %s; use "
-					 "7.2 or newer",
-					 wanted[w]);
+			return wanted[w];
 	}
-	return 0;
+	return NULL;
+}
+
+static int check_known(const json_t *capabilities, struct jaunt_error *error)
+{
+	const char *missing = settings_missing(capabilities);
+
+	return missing ? error_set(error, EOPNOTSUPP, "qemu-too-old",
+				   "this QEMU does not have the migration capability %s; use "
+				   "7.2 or newer",
+				   missing)
+		       : 0;
 }
 
 static int apply(struct qmp *qmp, const json_t *capabilities, bool back, struct jaunt_error *error)

@@ -9,6 +9,11 @@ struct settings {
 	json_t *capabilities, *parameters; /* as they were; NULL: not changed */
 };
 
+/* What a QEMU must have of it, for display, and the first that it lacks by its answer to
+ * query-migrate-capabilities; NULL: none. */
+#define SETTINGS_WANTED "x-ignore-shared, late-block-activate, events"
+const char *settings_missing(const json_t *capabilities);
+
 /* Both sides: guest RAM is left out of the stream, disks are activated only when the guest runs,
  * and there are events; whatever else somebody had turned on is off. */
 int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error *error);
