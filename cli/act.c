@@ -25,7 +25,7 @@ enum jaunt_outcome act_ask(const char *command, const char *name, const char *re
 	result = client_request(&client, json_pack("{s:s}", "command", request), NULL, &error);
 	if (result == JAUNT_DONE && follow) {
 		error.code = 0;
-		*outcome = client_follow(&client, status, &error);
+		*outcome = client_follow(&client, status, NULL, &error);
 	}
 	if (result != JAUNT_DONE || error.code)
 		command_complain(command, error.text);

@@ -117,22 +117,33 @@ enum jaunt_outcome client_request(struct client *client, json_t *request, json_t
 							     : JAUNT_FAILED;
 }
 
-enum jaunt_outcome client_follow(struct client *client, struct jaunt_status *status,
+bool client_ended(const json_t *event, enum jaunt_outcome *outcome)
+{
+	const char *kind = json_string_value(json_object_get(event, "event"));
+	json_int_t told = json_integer_value(json_object_get(event, "outcome"));
+
+	if (!kind || strcmp(kind, "end") != 0)
+		return false;
+	*outcome = told >= JAUNT_DONE && told <= JAUNT_UNKNOWN ? (enum jaunt_outcome)told
+							       : JAUNT_UNKNOWN;
+	return true;
+}
+
+enum jaunt_outcome client_follow(struct client *client, struct jaunt_status *status, json_t **last,
 				 struct jaunt_error *error)
 {
+	enum jaunt_outcome outcome;
 	json_t *event;
 
 	while (client_event(client, -1, -1, &event) > 0) {
-		const char *kind = json_string_value(json_object_get(event, "event"));
-		bool last = kind && strcmp(kind, "end") == 0;
-		json_int_t outcome = json_integer_value(json_object_get(event, "outcome"));
-		if (kind)
+		bool ended = client_ended(event, &outcome);
+		if (json_object_get(event, "event"))
 			snapshot_parse(status, json_object_get(event, "migration"));
+		if (ended && last)
+			*last = json_incref(event);
 		json_decref(event);
-		if (last)
-			return outcome >= JAUNT_DONE && outcome <= JAUNT_UNKNOWN
-				       ? (enum jaunt_outcome)outcome
-				       : JAUNT_UNKNOWN;
+		if (ended)
+			return outcome;
 	}
 	error_set(error, EPIPE, "owner-gone",
 		  "the process that owns %s ended without a word; look at the other host before "

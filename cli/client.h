@@ -4,6 +4,7 @@
 #define CLI_CLIENT_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #include "cli/lines.h"
 #include "jaunt.h"
@@ -25,9 +26,12 @@ enum jaunt_outcome client_request(struct client *client, json_t *request, json_t
  * a new reference; 0: none; -EPIPE: the owner is gone; -errno. */
 int client_event(struct client *client, int timeout_ms, int wake_fd, json_t **event);
 
-/* Follows events to the last one. Returns its outcome and fills `status`; JAUNT_UNKNOWN with
- * `error` filled if the owner went without one. */
-enum jaunt_outcome client_follow(struct client *client, struct jaunt_status *status,
+/* Whether an event is the last of a migration, and then how that ended. */
+bool client_ended(const json_t *event, enum jaunt_outcome *outcome);
+
+/* Follows events to the last one. Returns its outcome and fills `status`; *last (which may be NULL)
+ * gets a new reference to it. JAUNT_UNKNOWN with `error` filled if the owner went without one. */
+enum jaunt_outcome client_follow(struct client *client, struct jaunt_status *status, json_t **last,
 				 struct jaunt_error *error);
 
 #endif

@@ -152,32 +152,18 @@ static void check_qemu(struct findings *findings, const char *name)
 }
 
 /* Until its end; *differences is a new reference then, if there are any. */
-static enum jaunt_outcome follow(struct client *client, json_t **differences,
-				 struct jaunt_error *error)
+static int follow(struct client *client, json_t **differences, struct jaunt_error *error)
 {
-	for (;;) {
-		json_t *event = NULL;
-		if (client_event(client, -1, -1, &event) < 0) {
-			error_set(error, ECONNRESET, "owner-gone", "the dry run ended early");
-			return JAUNT_FAILED;
-		}
-		const char *kind = json_string_value(json_object_get(event, "event"));
-		bool last = kind && strcmp(kind, "end") == 0;
-		if (last) {
-			const json_t *migration = json_object_get(event, "migration");
-			const char *text = json_string_value(json_object_get(migration, "error"));
-			const char *reason =
-				json_string_value(json_object_get(migration, "reason"));
-			json_int_t outcome = json_integer_value(json_object_get(event, "outcome"));
-			*differences = json_incref(json_object_get(event, "differences"));
-			if (outcome != JAUNT_DONE)
-				error_set(error, EINVAL, reason ? reason : "", "%s",
-					  text ? text : "");
-			json_decref(event);
-			return (enum jaunt_outcome)outcome;
-		}
-		json_decref(event);
-	}
+	struct jaunt_status status = {.error = ""};
+	json_t *last = NULL;
+	enum jaunt_outcome outcome = client_follow(client, &status, &last, error);
+
+	if (!last)
+		return error_set(error, ECONNRESET, "owner-gone", "the dry run ended early");
+	*differences = json_incref(json_object_get(last, "differences"));
+	json_decref(last);
+	return outcome == JAUNT_DONE ? 0
+				     : error_set(error, EINVAL, status.reason, "%s", status.error);
 }
 
 /* What `jaunt migrate --dry-run` would find. */
@@ -199,8 +185,8 @@ static void check_pair(struct findings *findings, const struct doctor_arguments 
 						1, "insecure", arguments->insecure),
 				      NULL, &error))
 		result = -EIO;
-	if (!result && follow(&client, differences, &error) != JAUNT_DONE)
-		result = -EIO;
+	if (!result)
+		result = follow(&client, differences, &error);
 	client_close(&client);
 	owner_end(owner);
 	if (json_array_size(*differences))

@@ -368,11 +368,10 @@ static enum jaunt_outcome follow(struct follower *follower)
 				return left_alone(follower);
 			continue;
 		}
-		const char *kind = json_string_value(json_object_get(event, "event"));
 		const json_t *migration = json_object_get(event, "migration");
-		json_int_t outcome = json_integer_value(json_object_get(event, "outcome"));
-		bool last = kind && strcmp(kind, "end") == 0;
-		if (kind) {
+		enum jaunt_outcome outcome;
+		bool last = client_ended(event, &outcome);
+		if (json_object_get(event, "event")) {
 			snapshot_parse(&follower->status, migration);
 			follower->push = json_is_true(json_object_get(migration, "push"));
 			progress_update(&follower->progress, &follower->status, follower->push,
@@ -384,9 +383,7 @@ static enum jaunt_outcome follow(struct follower *follower)
 		}
 		json_decref(event);
 		if (last)
-			return outcome >= JAUNT_DONE && outcome <= JAUNT_UNKNOWN
-				       ? (enum jaunt_outcome)outcome
-				       : JAUNT_UNKNOWN;
+			return outcome;
 	}
 }
 
