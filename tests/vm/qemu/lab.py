@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "tests" / "integration")]
 
 import migrating  # noqa: E402
+import recovery  # noqa: E402
 import travel  # noqa: E402
 from image import Missing  # noqa: E402
 from qemu import Broken, Shape  # noqa: E402, F401
@@ -44,16 +45,15 @@ class Case(unittest.TestCase):
         site = migrating.Site()
         self.addCleanup(site.__exit__, None, None, None)
         self.sites.append(site)
-        return self._boot(site, shape or self.shape, **how)
+        guest = self._boot(site, shape or self.shape, **how)
+        self.addCleanup(guest.end)
+        return guest
 
     def _boot(self, site, shape, **how):
         try:
-            guest = travel.Guest(site, shape, **how)
+            return travel.Guest(site, shape, **how)
         except Missing as error:
             self.skipTest(str(error))
-        if (site, guest) not in _kept.values():
-            self.addCleanup(guest.end)
-        return guest
 
     def guest(self):
         """That of the class, wherever the tests before have left it; booted anew after a failure."""
@@ -62,10 +62,7 @@ class Case(unittest.TestCase):
             end_guests()
             site = migrating.Site()
             try:
-                _kept[kind] = site, travel.Guest(site, self.shape)
-            except Missing as error:
-                site.__exit__(None, None, None)
-                self.skipTest(str(error))
+                _kept[kind] = site, self._boot(site, self.shape)
             except BaseException:
                 print("\n".join("# " + line for line in site.transcript().splitlines()[-40:]))
                 site.__exit__(None, None, None)
@@ -73,6 +70,12 @@ class Case(unittest.TestCase):
         site, guest = _kept[kind]
         self.sites.append(site)
         return guest
+
+    def until_loaded(self, guest, target):
+        """Of a migration that is held before COMMIT: the guest stands still, and its state has been
+        loaded."""
+        recovery.until_phase(guest.site, guest.here.vm, "switchover")
+        target.monitor.event("MIGRATION", status="completed")
 
     def transcript(self):
         """For the reader of a failure: what the last commands said."""

@@ -215,13 +215,6 @@ class Qemu:
     def status(self):
         return self.monitor.ask("query-status")["status"]
 
-    def stands_still(self):
-        """It has ended, or its guest does not run there."""
-        try:
-            return not self.process.running() or self.status() != "running"
-        except Broken:
-            return not self.process.running()
-
     # --- The program in the guest -------------------------------------------------------------------
 
     def _connect(self):

@@ -61,8 +61,7 @@ class Ends(lab.Case):
     def loaded(self):
         """Held for a while just before COMMIT."""
         parts = self.begin("--mode", "post-copy", hold="before-commit" + FOR_A_WHILE)
-        recovery.until_phase(parts[0].site, parts[0].here.vm, "switchover")
-        parts[1].monitor.event("MIGRATION", status="completed")
+        self.until_loaded(*parts[:2])
         return parts
 
     def test_continued_by_somebody_else_it_is_not_committed(self):
@@ -123,8 +122,7 @@ class Ends(lab.Case):
 
     def test_the_targets_qemu_killed_when_it_has_loaded_the_guest(self):
         guest, target, receive, migrate = self.begin("--mode", "post-copy", hold="before-commit")
-        recovery.until_phase(guest.site, guest.here.vm, "switchover")
-        target.monitor.event("MIGRATION", status="completed")
+        self.until_loaded(guest, target)
         target.process.kill()
         # The target is in doubt, whatever has become of its QEMU; the source decides. Unless the
         # target had not yet heard that it was loaded: then it says that it failed.

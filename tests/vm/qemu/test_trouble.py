@@ -34,8 +34,7 @@ class Trouble(lab.Case):
         """Held just before COMMIT: the guest stands still, and its state has been loaded."""
         parts = self.begin(guest, "--mode", "post-copy",
                            environment={"JAUNT_INJECT": "source.side.hold.before-commit"})
-        recovery.until_phase(self.site, guest.here.vm, "switchover")
-        parts[0].monitor.event("MIGRATION", status="completed")
+        self.until_loaded(guest, parts[0])
         return parts
 
     def in_post_copy(self, guest):
