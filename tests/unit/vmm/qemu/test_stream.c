@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The device state, with a thread in place of QEMU that writes and reads what it is told to. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "vmm/qemu/agent/pass.h"
+#include "vmm/qemu/stream.h"
+#include "vmm/qemu/vm.h"
+
+#define PATIENT 20000
+
+/* --- QEMU ---------------------------------------------------------------------------------------
+ */
+
+static struct {
+	size_t saves;     /* bytes of its state */
+	const char *last; /* word of its migration */
+	bool deaf;        /* closes the channel and reads nothing */
+	bool dies;        /* while it loads */
+	char *loaded;
+	size_t loaded_bytes;
+	atomic_bool cancelled;
+} qemu = {.last = "completed"};
+static char folder[64], path[96];
+static int listener = -1, client = -1, channel = -1;
+static pthread_t peer;
+
+static char byte_of(size_t at)
+{
+	return (char)(at * 7 + at / 4096);
+}
+
+static bool read_command(char *line, size_t room)
+{
+	size_t bytes = 0;
+
+	for (char byte = 0; byte != '\n' && bytes + 1 < room;) {
+		struct iovec part = {&byte, 1};
+		union pass_room passed;
+		struct msghdr message = {.msg_iov = &part,
+					 .msg_iovlen = 1,
+					 .msg_control = passed.bytes,
+					 .msg_controllen = sizeof(passed.bytes)};
+		if (recvmsg(client, &message, 0) != 1)
+			return false;
+		if (CMSG_FIRSTHDR(&message))
+			memcpy(&channel, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(channel));
+		line[bytes++] = byte;
+	}
+	line[bytes] = '\0';
+	return true;
+}
+
+static void say(const char *format, const char *word)
+{
+	char text[256];
+	int bytes = snprintf(text, sizeof(text), format, word);
+	send(client, text, (size_t)bytes, MSG_NOSIGNAL);
+}
+
+static void tell_end(void)
+{
+	close(channel);
+	channel = -1;
+	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", qemu.last);
+}
+
+static void save(void)
+{
+	char some[65536];
+
+	for (size_t done = 0; done < qemu.saves;) {
+		size_t count = qemu.saves - done < sizeof(some) ? qemu.saves - done : sizeof(some);
+		for (size_t i = 0; i < count; i++)
+			some[i] = byte_of(done + i);
+		ssize_t sent = send(channel, some, count, MSG_NOSIGNAL);
+		if (sent <= 0)
+			break;
+		done += (size_t)sent;
+	}
+	tell_end();
+}
+
+static void load(void)
+{
+	ssize_t got = qemu.deaf ? 0 : 1;
+
+	while (got > 0) {
+		got = recv(channel, qemu.loaded + qemu.loaded_bytes, 65536, 0);
+		qemu.loaded_bytes += got > 0 ? (size_t)got : 0;
+	}
+	if (qemu.dies)
+		shutdown(client, SHUT_RDWR);
+	tell_end();
+}
+
+static void *live(void *unused)
+{
+	char line[1024], word[32], answer[96];
+
+	client = accept(listener, NULL, NULL);
+	say("{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": %s}}}}\n",
+	    "22");
+	while (read_command(line, sizeof(line))) {
+		const char *id = strstr(line, "\"id\":"), *command = strstr(line, "\"execute\":\"");
+		sscanf(command ? command : "", "\"execute\":\"%31[^\"]", word);
+		bool asks = strcmp(word, "query-migrate") == 0;
+		snprintf(answer, sizeof(answer), "{\"return\": {%s}, \"id\": %d}\n",
+			 asks ? "\"error-desc\": \"no such device\"" : "", id ? atoi(id + 5) : 0);
+		say("%s", answer);
+		if (strcmp(word, "migrate") == 0)
+			save();
+		else if (strcmp(word, "migrate-incoming") == 0)
+			load();
+		else if (strcmp(word, "migrate_cancel") == 0)
+			atomic_store(&qemu.cancelled, true);
+	}
+	return unused;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ */
+
+static const struct qemu_place place = {.monitor = path};
+static struct qemu vm = {.place = &place, .pidfd = -1, .stream_fd = -1, .attach.fd = -1};
+static struct jaunt_error error;
+
+static void set_up(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+	snprintf(folder, sizeof(folder), "/tmp/jaunt-test-XXXXXX");
+	cr_assert(mkdtemp(folder));
+	snprintf(path, sizeof(path), "%s/qmp", folder);
+	strcpy(address.sun_path, path);
+	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	cr_assert_eq(listen(listener, 1), 0);
+	cr_assert(qemu.loaded = malloc(8u << 20));
+	cr_assert_eq(pthread_create(&peer, NULL, live, NULL), 0);
+	cr_assert_eq(qmp_open(&vm.qmp, path, PATIENT, &error), 0, "%s", error.text);
+}
+
+static void tear_down(void)
+{
+	cr_assert_eq(vm.stream_fd, -1);
+	qmp_close(vm.qmp);
+	pthread_join(peer, NULL);
+	if (channel >= 0)
+		close(channel);
+	close(client);
+	close(listener);
+	free(qemu.loaded);
+	unlink(path);
+	rmdir(folder);
+}
+
+TestSuite(stream, .init = set_up, .fini = tear_down, .timeout = 60);
+
+/* Saves all of what QEMU writes, in order. */
+static void check_save(size_t bytes)
+{
+	void *state = NULL;
+	size_t count = 0;
+
+	qemu.saves = bytes;
+	cr_assert_eq(stream_save(&vm, &state, &count, &error), 0, "%s", error.text);
+	cr_assert_eq(count, bytes);
+	for (size_t i = 0; i < bytes; i++)
+		if (((const char *)state)[i] != byte_of(i))
+			cr_assert_fail("byte %zu of %zu", i, bytes);
+	free(state);
+}
+
+Test(stream, saves_all_that_qemu_writes)
+{
+	cr_assert_eq(stream_offer(&vm, &error), 0, "%s", error.text);
+	check_save(300000);
+	/* More than a channel holds, and one that was not offered before. */
+	check_save(5000001);
+	cr_assert_not(atomic_load(&qemu.cancelled));
+}
+
+Test(stream, does_not_take_the_end_of_an_earlier_migration_for_its_own)
+{
+	check_save(1);
+	qemu.last = "failed";
+	void *state;
+	size_t count;
+	/* What was said of the first is heard; QEMU says it again, and another word after it. */
+	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", "completed");
+	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EIO);
+}
+
+Test(stream, that_qemu_cannot_save_says_why_and_is_called_off)
+{
+	void *state = NULL;
+	size_t count;
+
+	qemu.saves = 1000;
+	qemu.last = "failed";
+	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EIO);
+	cr_assert_str_eq(error.reason, "qemu-state");
+	cr_assert(strstr(error.text, "no such device"), "%s", error.text);
+	cr_assert_null(state);
+	cr_assert(atomic_load(&qemu.cancelled));
+	/* The guest goes on, and can be moved again. */
+	qemu.last = "completed";
+	check_save(1000);
+}
+
+Test(stream, that_is_larger_than_can_be_sent_is_refused)
+{
+	void *state = NULL;
+	size_t count;
+
+	qemu.saves = STREAM_MAX + 1;
+	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EMSGSIZE);
+	cr_assert_str_eq(error.reason, "state-too-large");
+	cr_assert_null(state);
+	cr_assert(atomic_load(&qemu.cancelled));
+}
+
+/* A whole state, of as many bytes. */
+static int load_bytes(size_t bytes)
+{
+	char *state = malloc(bytes);
+
+	for (size_t i = 0; i < bytes; i++)
+		state[i] = byte_of(i);
+	vm.incoming = true;
+	int result = stream_load(&vm, state, bytes, &error);
+	free(state);
+	return result;
+}
+
+Test(stream, gives_qemu_all_of_it_and_its_end)
+{
+	cr_assert_eq(load_bytes(5000001), 0, "%s", error.text);
+	cr_assert_eq(qemu.loaded_bytes, 5000001);
+	for (size_t i = 0; i < qemu.loaded_bytes; i++)
+		if (qemu.loaded[i] != byte_of(i))
+			cr_assert_fail("byte %zu", i);
+	cr_assert(vm.spent);
+}
+
+Test(stream, that_qemu_cannot_load_says_why)
+{
+	qemu.deaf = true;
+	qemu.last = "failed";
+	cr_assert_eq(load_bytes(5000001), -EIO);
+	cr_assert_str_eq(error.reason, "qemu-state");
+	cr_assert(strstr(error.text, "load") && strstr(error.text, "no such device"), "%s",
+		  error.text);
+	cr_assert(vm.spent);
+}
+
+Test(stream, at_which_qemu_dies_has_failed)
+{
+	qemu.dies = true;
+	cr_assert_eq(load_bytes(1000), -EIO);
+	cr_assert_str_eq(error.reason, "qemu-state");
+	cr_assert(vm.spent);
+}
