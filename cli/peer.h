@@ -20,7 +20,7 @@ struct peer {
 	char options[128]; /* of the transport, with the comma before them, or "" */
 };
 
-/* "tcp:HOST[:PORT]", "rdma:HOST[:PORT][,OPTION=NUMBER…]". -EINVAL, reason "bad-address". */
+/* "tcp:HOST[:PORT]", "rdma:HOST[:PORT][,OPTION=VALUE…]". -EINVAL, reason "bad-address". */
 int peer_parse(struct peer *peer, const char *text, struct jaunt_error *error);
 
 /* Back to text, with another port and without options. */
