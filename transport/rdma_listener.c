@@ -71,27 +71,22 @@ static uint8_t least(uint8_t a, uint8_t b)
 	return a < b ? a : b;
 }
 
-static void refuse(struct rdma_listener *listener, struct rdma_cm_id *id)
+/* `why`: so many bytes that the other end is told, or NULL. */
+static void refuse(struct rdma_listener *listener, struct rdma_cm_id *id, const uint8_t *why,
+		   uint8_t bytes)
 {
-	listener->library->cm.reject(id, NULL, 0);
+	listener->library->cm.reject(id, why, bytes);
 	listener->library->cm.destroy_id(id);
 }
 
-/* By its token; false: it was refused, and says why. */
-static bool is_admitted(struct rdma_listener *listener, const struct request *request)
+/* By its token. */
+static bool is_admitted(const struct rdma_listener *listener, const struct request *request)
 {
-	uint8_t refusal[RDMA_REFUSAL_BYTES];
-
-	if (request->result || !listener->base.admit ||
-	    listener->base.admit(listener->base.admit_user, request->peer.token))
-		return true;
-	rdma_refusal_encode(refusal);
-	listener->library->cm.reject(request->id, refusal, sizeof(refusal));
-	listener->library->cm.destroy_id(request->id);
-	return false;
+	return !listener->base.admit ||
+	       listener->base.admit(listener->base.admit_user, request->peer.token);
 }
 
-/* The channel, or NULL: the request was refused. */
+/* The channel, or NULL: one cannot be made, and the request was refused. */
 static struct channel *accept_request(struct rdma_listener *listener, struct request *request)
 {
 	const struct rdma_library *library = listener->library;
@@ -99,12 +94,8 @@ static struct channel *accept_request(struct rdma_listener *listener, struct req
 	struct rdma_greeting own;
 	uint8_t bytes[RDMA_GREETING_BYTES];
 
-	struct rdma_event_channel *events = request->result ? NULL : rdma_events_create(library);
-	if (!events) {
-		refuse(listener, request->id);
-		return NULL;
-	}
-	if (library->cm.migrate_id(request->id, events) ||
+	struct rdma_event_channel *events = rdma_events_create(library);
+	if (!events || library->cm.migrate_id(request->id, events) ||
 	    rdma_channel_create(&channel, request->id, events, &listener->options,
 				RDMA_GROUP_ACCEPTED, &own, NULL))
 		goto out;
@@ -123,16 +114,26 @@ static struct channel *accept_request(struct rdma_listener *listener, struct req
 	rdma_channel_connected(channel, &request->peer);
 	return rdma_channel_base(channel);
 out:
-	refuse(listener, request->id);
-	library->cm.destroy_event_channel(events);
+	refuse(listener, request->id, NULL, 0);
+	if (events)
+		library->cm.destroy_event_channel(events);
 	return NULL;
 }
 
 static void take_request(struct rdma_listener *listener, struct request *request)
 {
-	struct channel *channel =
-		is_admitted(listener, request) ? accept_request(listener, request) : NULL;
+	uint8_t refusal[RDMA_REFUSAL_BYTES];
 
+	if (request->result) {
+		refuse(listener, request->id, NULL, 0);
+		return;
+	}
+	if (!is_admitted(listener, request)) {
+		rdma_refusal_encode(refusal);
+		refuse(listener, request->id, refusal, sizeof(refusal));
+		return;
+	}
+	struct channel *channel = accept_request(listener, request);
 	if (channel)
 		listener->accepted(listener->user, channel, 0);
 }
