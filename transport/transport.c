@@ -193,8 +193,8 @@ static int cannot_read(const struct channel *channel, struct jaunt_error *error)
 			 "%s has no one-sided reads; use rdma:", channel_name(channel));
 }
 
-static int expose(struct exposure *out, const struct channel *channel, void *memory, size_t bytes,
-		  bool on_demand, struct jaunt_error *error)
+int transport_expose(struct exposure *out, const struct channel *channel, void *memory,
+		     size_t bytes, bool on_demand, struct jaunt_error *error)
 {
 	*out = (struct exposure){0};
 	if (!channel_can_read(channel))
@@ -202,21 +202,9 @@ static int expose(struct exposure *out, const struct channel *channel, void *mem
 	return channel->ops->expose(out, channel, memory, bytes, on_demand, error);
 }
 
-int transport_expose(struct exposure *out, const struct channel *channel, void *memory,
-		     size_t bytes, struct jaunt_error *error)
-{
-	return expose(out, channel, memory, bytes, false, error);
-}
-
 enum on_demand channel_on_demand(const struct channel *channel)
 {
 	return channel->ops->on_demand ? channel->ops->on_demand(channel) : ON_DEMAND_NO;
-}
-
-int transport_expose_on_demand(struct exposure *out, const struct channel *channel, void *memory,
-			       size_t bytes, struct jaunt_error *error)
-{
-	return expose(out, channel, memory, bytes, true, error);
 }
 
 void transport_unexpose(struct exposure *exposure)

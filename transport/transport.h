@@ -215,6 +215,15 @@ const char *channel_failure(const struct channel *channel);
  * process, which has no part in that. Any thread. */
 bool channel_can_read(const struct channel *channel);
 
+/* Whether memory can be exposed without being pinned (on-demand paging): the device asks for pages
+ * as they are read, and loses them when they are given back. */
+enum on_demand {
+	ON_DEMAND_NO,     /* the device cannot, or the address says so */
+	ON_DEMAND_MAY,    /* where pinning will not do: a page that was pinned is read sooner */
+	ON_DEMAND_ALWAYS, /* the address says so */
+};
+enum on_demand channel_on_demand(const struct channel *channel);
+
 /* Memory of this process that the other end may READ: over `channel`, and over every other channel
  * that this process dialed in the same group through the same device. `address` and `key` are what
  * the other end names it by; a READ may cover any part of it. */
@@ -227,24 +236,14 @@ struct exposure {
 /* Registers and pins [memory, memory + bytes), which fills holes of a file, and takes long: tens of
  * milliseconds for 16 MiB of fresh memory. The memory must stay mapped until it is withdrawn; what
  * is put in the place of its pages (a hole punched and filled again) is not what the peer reads.
- * `channel` need not be bound and is used only during the call. Any thread, several at once.
+ * `on_demand`: without pinning, unless that is ON_DEMAND_NO: no limit of locked memory counts, no
+ * hole is filled before it is read, and what is read is what the memory holds then. `channel` need
+ * not be bound and is used only during the call. Any thread, several at once.
  * -ENOTSUP the channel cannot; -ENOMEM the limit of locked memory, of this process's memory or of
  * the device: `error` says which and what to raise; -EFAULT it is not mapped; another -errno of the
  * device. Reasons: "expose", "memory-lock". */
 int transport_expose(struct exposure *out, const struct channel *channel, void *memory,
-		     size_t bytes, struct jaunt_error *error);
-/* Whether memory can be exposed without being pinned (on-demand paging): the device asks for pages
- * as they are read, and loses them when they are given back. */
-enum on_demand {
-	ON_DEMAND_NO,     /* the device cannot, or the address says so */
-	ON_DEMAND_MAY,    /* where pinning will not do: a page that was pinned is read sooner */
-	ON_DEMAND_ALWAYS, /* the address says so */
-};
-enum on_demand channel_on_demand(const struct channel *channel);
-/* transport_expose() without pinning, unless that is ON_DEMAND_NO: no limit of locked memory
- * counts, no hole is filled before it is read, and what is read is what the memory holds then. */
-int transport_expose_on_demand(struct exposure *out, const struct channel *channel, void *memory,
-			       size_t bytes, struct jaunt_error *error);
+		     size_t bytes, bool on_demand, struct jaunt_error *error);
 /* Revokes the key and unpins; no READ finds the memory after it returns, and one under way fails at
  * the other end, whose channel that ends. Does nothing where nothing is exposed. It may be called
  * after the channel was freed. Any thread. */

@@ -115,13 +115,6 @@ static bool is_good(const struct expose_block *block, const struct chunk *now)
 	       now->first + now->count <= block->chunk.first + block->chunk.count;
 }
 
-static int expose_memory(const struct expose *expose, struct exposure *out, void *memory,
-			 uint64_t bytes, struct jaunt_error *error)
-{
-	return (expose->on_demand ? transport_expose_on_demand
-				  : transport_expose)(out, expose->channel, memory, bytes, error);
-}
-
 static void register_block(struct expose *expose, size_t region, struct expose_block *block,
 			   const struct chunk *chunk)
 {
@@ -135,8 +128,8 @@ static void register_block(struct expose *expose, size_t region, struct expose_b
 	if (!reserve(expose, bytes, holes))
 		return;
 	atomic_store(&block->stale, false);
-	if (expose_memory(expose, &exposure, of->view + chunk->first * of->page_bytes, bytes,
-			  &error) < 0) {
+	if (transport_expose(&exposure, expose->channel, of->view + chunk->first * of->page_bytes,
+			     bytes, expose->on_demand, &error) < 0) {
 		atomic_fetch_sub(&expose->bytes, bytes);
 		atomic_fetch_sub(&expose->hole_bytes, holes);
 		error_context(&error, "register guest memory");
@@ -222,8 +215,8 @@ static void estimate(struct expose *expose)
 		 count = chunk_dense(of, &chunk, most ? most : 1);
 	uint64_t bytes = count * of->page_bytes, started = clock_ns();
 	if (!count || bytes > expose->room_bytes ||
-	    expose_memory(expose, &exposure, of->view + chunk.first * of->page_bytes, bytes,
-			  &ignored) < 0)
+	    transport_expose(&exposure, expose->channel, of->view + chunk.first * of->page_bytes,
+			     bytes, expose->on_demand, &ignored) < 0)
 		return;
 	double all = (double)(clock_ns() - started) / (double)bytes *
 		     (double)atomic_load(&expose->wanted);

@@ -39,9 +39,9 @@ static void expose_pages(uint64_t first, uint64_t count)
 	struct jaunt_error error = {0};
 	size_t region = 0;
 
-	cr_assert_eq(
-		transport_expose(&exposure, dialed, source + first * PAGE, count * PAGE, &error), 0,
-		"%s", error.text);
+	cr_assert_eq(transport_expose(&exposure, dialed, source + first * PAGE, count * PAGE, false,
+				      &error),
+		     0, "%s", error.text);
 	struct reads_chunk chunk = {first, count, exposure.address, exposure.key};
 	cr_assert_eq(reads_tell(&world.shared.reads, &region, &chunk, 1), 0);
 }

@@ -150,7 +150,7 @@ static void expose_for_ever(int ports)
 		memory[i] = i * 8;
 	if (transport_connect(&channel, &address, 20000, &error) || ring_create(&ring, 16) ||
 	    channel_bind(channel, ring, &exposer_events, NULL, PAGE) ||
-	    transport_expose(&exposure, channel, memory, MEMORY_BYTES, &error))
+	    transport_expose(&exposure, channel, memory, MEMORY_BYTES, false, &error))
 		_exit(1);
 	reader.memory.address = exposure.address;
 	reader.memory.key = exposure.key;
@@ -247,7 +247,7 @@ Test(rdma, a_registration_beyond_the_limit_is_refused_and_says_what_to_raise)
 	need_device();
 	pair_bind(&pair, PAGE);
 	memory = mmap(NULL, MIB(16), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	cr_assert_eq(transport_expose(&exposure, pair.left.channel, memory, MIB(16), &error),
+	cr_assert_eq(transport_expose(&exposure, pair.left.channel, memory, MIB(16), false, &error),
 		     -ENOMEM);
 	cr_assert_str_eq(error.reason, "memory-lock");
 	cr_assert_not_null(strstr(error.text, "LimitMEMLOCK"), "%s", error.text);

@@ -70,8 +70,9 @@ static void set_up(size_t bytes, uint32_t seed)
 
 	pair_open(&pair);
 	if (!channel_can_read(pair.right.channel)) {
-		cr_assert_eq(transport_expose(&exposure, pair.left.channel, data, bytes, &error),
-			     -ENOTSUP);
+		cr_assert_eq(
+			transport_expose(&exposure, pair.left.channel, data, bytes, false, &error),
+			-ENOTSUP);
 		cr_assert_eq(channel_landing(&landing, pair.right.channel, bytes, &error),
 			     -ENOTSUP);
 		cr_assert_eq(channel_read(pair.right.channel, &landing, 0, 0, 0, 1, 0), -ENOTSUP);
@@ -87,8 +88,8 @@ static void set_up(size_t bytes, uint32_t seed)
 	cr_assert_neq(memory, MAP_FAILED);
 	memcpy(memory, data, bytes);
 	free(data);
-	cr_assert_eq(transport_expose(&exposure, pair.left.channel, memory, bytes, &error), 0, "%s",
-		     error.text);
+	cr_assert_eq(transport_expose(&exposure, pair.left.channel, memory, bytes, false, &error),
+		     0, "%s", error.text);
 	cr_assert_eq(channel_landing(&landing, pair.right.channel, bytes, &error), 0, "%s",
 		     error.text);
 }
@@ -273,7 +274,8 @@ Test(reads, what_was_withdrawn_is_not_read_any_more)
 	set_up(16 * PAGE, 10);
 	struct exposure other;
 	struct jaunt_error error = {0};
-	cr_assert_eq(transport_expose(&other, pair.left.channel, memory, 4 * PAGE, &error), 0);
+	cr_assert_eq(transport_expose(&other, pair.left.channel, memory, 4 * PAGE, false, &error),
+		     0);
 	cr_assert_neq(other.key, exposure.key);
 	uint64_t address = other.address;
 	uint32_t key = other.key;
@@ -290,7 +292,8 @@ Test(reads, what_the_dialing_side_did_not_expose_to_this_peer_has_no_key_on_the_
 
 	set_up(16 * PAGE, 11);
 	/* Exposed by the accepting side: the dialing side's memory is in another domain. */
-	cr_assert_eq(transport_expose(&own, pair.right.channel, memory, 4 * PAGE, &error), 0);
+	cr_assert_eq(transport_expose(&own, pair.right.channel, memory, 4 * PAGE, false, &error),
+		     0);
 	expect_refusal(own.address, own.key);
 	tear_down();
 	transport_unexpose(&own);
