@@ -7,32 +7,24 @@
 #include "base/error.h"
 #include "transport/rdma.h"
 
+/* What `odp' takes, in the order of enum on_demand. */
+static const char *const odp_words[] = {"off", "auto", "on", NULL};
+
 struct option {
 	const char *name;
+	const char *const *words; /* what it takes; NULL: a number from `least` to `most` */
 	unsigned long least, most;
 };
 
-enum { TRAFFIC_CLASS, ACK_TIMEOUT, RETRIES, POLL_US, OPTIONS };
+enum { TRAFFIC_CLASS, ACK_TIMEOUT, RETRIES, POLL_US, ODP, OPTIONS };
 
 static const struct option known[OPTIONS] = {
-	[TRAFFIC_CLASS] = {"traffic-class", 0, 255},
-	[ACK_TIMEOUT] = {"ack-timeout", 1, 31},
-	[RETRIES] = {"retries", 0, 7},
-	[POLL_US] = {"poll-us", 0, 1000},
+	[TRAFFIC_CLASS] = {"traffic-class", .most = 255},
+	[ACK_TIMEOUT] = {"ack-timeout", .least = 1, .most = 31},
+	[RETRIES] = {"retries", .most = 7},
+	[POLL_US] = {"poll-us", .most = 1000},
+	[ODP] = {"odp", .words = odp_words},
 };
-
-/* What `odp' takes, in the order of enum on_demand. */
-static const char *const odp_words[] = {"off", "auto", "on"};
-
-static bool parse_odp(struct rdma_options *options, const char *word, size_t length)
-{
-	for (unsigned i = 0; i < sizeof(odp_words) / sizeof(odp_words[0]); i++)
-		if (strlen(odp_words[i]) == length && !strncmp(word, odp_words[i], length)) {
-			options->odp = (enum on_demand)i;
-			return true;
-		}
-	return false;
-}
 
 static void set(struct rdma_options *options, unsigned which, unsigned long value)
 {
@@ -46,32 +38,53 @@ static void set(struct rdma_options *options, unsigned which, unsigned long valu
 	case RETRIES:
 		options->retries = (unsigned)value;
 		break;
-	default:
+	case POLL_US:
 		options->poll_us = (uint32_t)value;
+		break;
+	default:
+		options->odp = (enum on_demand)value;
 	}
+}
+
+/* The word's index, or the number. */
+static bool read_value(const struct option *option, const char *text, size_t length,
+		       unsigned long *value)
+{
+	char *end;
+
+	for (*value = 0; option->words && option->words[*value]; ++*value)
+		if (strlen(option->words[*value]) == length &&
+		    !strncmp(text, option->words[*value], length))
+			return true;
+	if (option->words || *text < '0' || *text > '9')
+		return false;
+	errno = 0;
+	*value = strtoul(text, &end, 10);
+	return !errno && end == text + length && *value >= option->least && *value <= option->most;
+}
+
+static int refuse_value(const struct option *option, const char *text, size_t length,
+			struct jaunt_error *error)
+{
+	if (!option->words)
+		return error_set(error, EINVAL, "bad-address",
+				 "'%.*s': %s takes a number from %lu to %lu", (int)length, text,
+				 option->name, option->least, option->most);
+	return error_set(error, EINVAL, "bad-address", "'%.*s': %s is auto, on or off", (int)length,
+			 text, option->name);
 }
 
 static int parse_one(struct rdma_options *options, const char *text, size_t length,
 		     struct jaunt_error *error)
 {
-	if (length > 4 && !strncmp(text, "odp=", 4)) {
-		if (parse_odp(options, text + 4, length - 4))
-			return 0;
-		return error_set(error, EINVAL, "bad-address", "'%.*s': odp is auto, on or off",
-				 (int)length, text);
-	}
+	unsigned long value;
+
 	for (unsigned i = 0; i < OPTIONS; i++) {
 		size_t name = strlen(known[i].name);
-		char *end;
 		if (length <= name || strncmp(text, known[i].name, name) || text[name] != '=')
 			continue;
-		errno = 0;
-		unsigned long value = strtoul(text + name + 1, &end, 10);
-		if (errno || end != text + length || text[name + 1] < '0' || text[name + 1] > '9' ||
-		    value < known[i].least || value > known[i].most)
-			return error_set(error, EINVAL, "bad-address",
-					 "'%.*s': %s takes a number from %lu to %lu", (int)length,
-					 text, known[i].name, known[i].least, known[i].most);
+		if (!read_value(&known[i], text + name + 1, length - name - 1, &value))
+			return refuse_value(&known[i], text, length, error);
 		set(options, i, value);
 		return 0;
 	}

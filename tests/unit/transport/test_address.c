@@ -164,6 +164,8 @@ Test(address, options_that_are_none_are_refused)
 		"rdma:host,retries=8",  "rdma:host,retries=-1",  "rdma:host,retries=3x",
 		"rdma:host,retries= 3", "rdma:host,retries=3,,", "rdma:host,ack-timeout=0",
 		"rdma:host,nothing=1",  "tcp:host,retries=3",    "tcp:host,",
+		"rdma:host,odp",        "rdma:host,odp=",        "rdma:host,odp=1",
+		"rdma:host,odp=onn",    "rdma:host,odp=o",       "rdma:host,retries=on",
 	};
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
 		struct jaunt_error error = {0};
