@@ -77,6 +77,22 @@ pid_t program_fork(void)
 	return child;
 }
 
+void program_tell(int fd, const void *from, size_t bytes)
+{
+	if (write(fd, from, bytes) != (ssize_t)bytes)
+		program_fail("tell the other process");
+}
+
+void program_hear(int fd, void *to, size_t bytes)
+{
+	for (size_t have = 0; have < bytes;) {
+		ssize_t more = read(fd, (uint8_t *)to + have, bytes - have);
+		if (more <= 0)
+			program_fail("hear from the other process");
+		have += (size_t)more;
+	}
+}
+
 static void parse_cpus(const char *cpus, cpu_set_t *set)
 {
 	CPU_ZERO(set);

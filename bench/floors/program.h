@@ -4,6 +4,7 @@
 #define BENCH_FLOORS_PROGRAM_H
 
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -19,6 +20,10 @@ uint64_t program_count(const char *text, uint64_t least);
 
 /* Forks a process that dies with this one. Returns 0 in the child. */
 pid_t program_fork(void);
+
+/* To another process, and from it, through a pipe: all of it, or the program ends. */
+void program_tell(int fd, const void *from, size_t bytes);
+void program_hear(int fd, void *to, size_t bytes);
 
 /* Binds the calling thread, and whatever it starts, to the CPUs of a list such as "0", "0,1" or
  * "2-3". NULL leaves it where it is. */

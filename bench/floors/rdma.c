@@ -83,8 +83,7 @@ static void source(const struct options *options, int tell)
 	uint16_t port;
 	uint8_t *memory = memory_source(source_bytes(options));
 	verbs_listen(&listener, options->host, &port);
-	if (write(tell, &port, sizeof(port)) != sizeof(port))
-		program_fail("tell the port");
+	program_tell(tell, &port, sizeof(port));
 	verbs_accept(&listener, memory, source_bytes(options));
 	verbs_await_end(&listener);
 	_exit(0);
@@ -338,8 +337,7 @@ int main(int count, char **arguments)
 	if (child == 0)
 		source(&options, told[1]);
 	close(told[1]);
-	if (read(told[0], &port, sizeof(port)) != sizeof(port))
-		program_usage("the source does not listen");
+	program_hear(told[0], &port, sizeof(port));
 
 	target.options = &options;
 	uint64_t pages = options.working_set / PAGE;

@@ -35,22 +35,6 @@ struct first {
 	uint32_t key;
 };
 
-static void put(int fd, const void *from, size_t bytes)
-{
-	if (write(fd, from, bytes) != (ssize_t)bytes)
-		program_fail("tell the other process");
-}
-
-static void get(int fd, void *to, size_t bytes)
-{
-	for (size_t have = 0; have < bytes;) {
-		ssize_t more = read(fd, (uint8_t *)to + have, bytes - have);
-		if (more <= 0)
-			program_fail("hear from the other process");
-		have += (size_t)more;
-	}
-}
-
 /* --- The source ------------------------------------------------------------------------------- */
 
 static uint8_t *map(int file, uint64_t bytes)
@@ -98,10 +82,10 @@ static void register_all(struct ibv_pd *domain, const struct pipes *pipes, uint6
 			continue;
 		first.address = (uintptr_t)view;
 		first.key = pieces[0]->rkey;
-		put(pipes->told[1], &first, sizeof(first));
-		get(pipes->heard[0], &go, sizeof(go));
+		program_tell(pipes->told[1], &first, sizeof(first));
+		program_hear(pipes->heard[0], &go, sizeof(go));
 	}
-	put(pipes->told[1], took_ms, count * sizeof(*took_ms));
+	program_tell(pipes->told[1], took_ms, count * sizeof(*took_ms));
 	for (uint64_t i = 0; i < count; i++)
 		ibv_dereg_mr(pieces[i]);
 	free(took_ms);
@@ -115,7 +99,7 @@ static void source(const char *host, const struct pipes *pipes, uint64_t bytes)
 	struct verbs_listener listener;
 	uint16_t port;
 	verbs_listen(&listener, host, &port);
-	put(pipes->told[1], &port, sizeof(port));
+	program_tell(pipes->told[1], &port, sizeof(port));
 	struct ibv_pd *domain = verbs_accept(&listener, unused, sizeof(unused));
 	for (size_t i = 0; i < 2 * sizeof(sizes) / sizeof(sizes[0]); i++)
 		register_all(domain, pipes, bytes, sizes[i / 2], i % 2 == 0);
@@ -134,7 +118,7 @@ static json_t *measure_one(struct verbs *verbs, const struct ibv_mr *landing,
 	struct first first;
 	if (!took_ms)
 		program_fail("note %lu pieces", count);
-	get(pipes->told[0], &first, sizeof(first));
+	program_hear(pipes->told[0], &first, sizeof(first));
 	verbs->address = first.address;
 	verbs->key = first.key;
 	verbs_read(verbs, landing, landing->addr, 0, PAGE);
@@ -142,8 +126,8 @@ static json_t *measure_one(struct verbs *verbs, const struct ibv_mr *landing,
 	double first_ms = (double)(clock_ns() - first.began_ns) / 1e6;
 	if (page[0] != (filled ? 0x5a : 0))
 		program_usage("a READ brought a wrong page");
-	put(pipes->heard[1], "", 1);
-	get(pipes->told[0], took_ms, count * sizeof(*took_ms));
+	program_tell(pipes->heard[1], "", 1);
+	program_hear(pipes->told[0], took_ms, count * sizeof(*took_ms));
 	for (uint64_t i = 0; i < count; i++)
 		total_ms += took_ms[i];
 	json_t *found = json_pack("{s:I, s:b, s:I, s:f, s:f, s:f}", "bytes", (json_int_t)piece,
@@ -167,7 +151,7 @@ json_t *registration_measure(const char *host, uint64_t bytes)
 	if (child == 0)
 		source(host, &pipes, bytes);
 	close(pipes.told[1]);
-	get(pipes.told[0], &port, sizeof(port));
+	program_hear(pipes.told[0], &port, sizeof(port));
 	verbs_connect(&verbs, host, port, 1);
 	struct ibv_mr *landing = verbs_register(&verbs, page, PAGE);
 	json_t *found = json_array();
