@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every mode over a line with a delay and a rate: how much of the line is used."""
-import json
 import os
 import statistics
 import tempfile
 
 from . import machine, modes as every_mode
-from .commands import Failed, Migration
+from .commands import Migration
 from .machine import MIB
 
 ROUND_TRIPS_MS = (1, 10, 150)
@@ -22,15 +21,7 @@ def _cells():
 
 def _bulk_s(trace):
   """From the first round, or the pause, to the end."""
-  at = {}
-  with open(trace, encoding='utf-8') as file:
-    for line in file:
-      if '"event"' in line:
-        record = json.loads(line)
-        if record.get('name') == 'phase':
-          at.setdefault(record['text'], record['ns'])
-  if 'completed' not in at:
-    raise Failed('the trace does not say when the migration was complete')
+  at = every_mode.phases(trace)
   return (at['completed'] - at.get('pre-copy', at['switchover'])) / 1e9
 
 

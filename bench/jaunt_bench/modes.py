@@ -76,21 +76,25 @@ class Run:
             'predicted': self.predicted()}
 
 
-def _marks(trace, begin):
-  """Moments of the migration, from the source's trace."""
-  marks = {'begin': begin}
+def phases(trace):
+  """Phase of the migration, from the source's trace → when it began first, in ns."""
+  at = {}
   with open(trace, encoding='utf-8') as file:
     for line in file:
-      if '"event"' not in line:
-        continue
-      record = json.loads(line)
-      if record.get('name') != 'phase':
-        continue
-      name = {'switchover': 'switch', 'completed': 'end'}.get(record['text'])
-      if name:
-        marks.setdefault(name, record['ns'])
-  if 'end' not in marks:
+      if '"event"' in line:
+        record = json.loads(line)
+        if record.get('name') == 'phase':
+          at.setdefault(record['text'], record['ns'])
+  if 'completed' not in at:
     raise Failed('the trace does not say when the migration was complete')
+  return at
+
+
+def _marks(trace, begin):
+  at = phases(trace)
+  marks = {'begin': begin, 'end': at['completed']}
+  if 'switchover' in at:
+    marks['switch'] = at['switchover']
   return marks
 
 
