@@ -28,8 +28,10 @@
 #define MS_NS      1000000u
 #define SECOND_NS  UINT64_C(1000000000)
 #define EXPLAIN_NS (200u * MS_NS) /* for the word that explains a loss */
-#define ANSWER_MS  2000u          /* for a connection, and its first word */
-#define EAGER      30u            /* attempts a second apart, before it waits longer */
+/* For a connection and its first word, however long the peer timeout: while one attempt waits for a
+ * target that does not answer, no other is made, and the network may be back by then. */
+#define ANSWER_MS  2000u
+#define EAGER      30u /* attempts a second apart, before it waits longer */
 #define PAUSE_MOST (16 * SECOND_NS)
 #define ABORT_NS   (250u * MS_NS)  /* between attempts to say ABORT */
 #define REFUSED_NS (3 * SECOND_NS) /* nobody listens: nobody is in doubt, or it is the network */
