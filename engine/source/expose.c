@@ -409,11 +409,26 @@ size_t expose_freeze(struct expose *expose, struct expose_told *out, size_t room
 	return used;
 }
 
+/* What was registered and not told nobody knows the key of. It is registered anew, or a pass would
+ * change the block while somebody tells it. No pass runs. */
+static void withdraw_untold(struct expose *expose)
+{
+	for (uint64_t i = 0; i < expose->block_count && atomic_load(&expose->untold); i++) {
+		struct expose_block *block = &expose->blocks[i];
+		if (atomic_load(&block->state) != BLOCK_READY)
+			continue;
+		withdraw(expose, region_of(expose, i), block);
+		atomic_store(&block->state, BLOCK_NONE);
+		atomic_fetch_sub(&expose->untold, 1);
+	}
+}
+
 int expose_again(struct expose *expose)
 {
 	if (!expose->blocks)
 		return 0;
 	expose_stop(expose);
+	withdraw_untold(expose);
 	atomic_store(&expose->stop, false);
 	expose->after = true;
 	return start_pass(expose);

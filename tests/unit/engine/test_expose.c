@@ -435,6 +435,29 @@ Test(expose, a_refused_estimate_is_none)
 	close_memory();
 }
 
+/* A target that hangs takes no message before the pause. */
+Test(expose, what_was_not_told_in_time_is_told_once_as_it_is_after_the_switch)
+{
+	open_memory(3 * BLOCK);
+	write_pages(0, 10, 1);
+	write_pages(BLOCK, 10, 1);
+	write_pages(2 * BLOCK, 10, 1);
+	cr_assert_eq(expose_start(&expose, &world.shared.memory, channel, note_change, &world), 0);
+	while (!expose_finished(&expose))
+		sem_wait(&changed);
+	write_pages(10, 10, 2);
+	replace_page(BLOCK + 3, 3);
+	again();
+	cr_assert_eq(told_count, 3);
+	cr_assert_eq(atomic_load(&expose.untold), 0);
+	expect_read(chunk_of(3), 3, 1);
+	expect_read(chunk_of(19), 19, 2);
+	expect_read(chunk_of(BLOCK + 3), BLOCK + 3, 3);
+	expect_read(chunk_of(2 * BLOCK), 2 * BLOCK, 1);
+	cr_assert_eq(reading_exposed(), 3, "no key that nobody knows is left");
+	close_memory();
+}
+
 Test(expose, a_pass_that_was_ended_early_is_completed_by_the_next)
 {
 	open_memory(40 * BLOCK);
