@@ -266,6 +266,15 @@ def cut(source, command, proxy, delays):
         proxy.signal(signal.SIGUSR1)
 
 
+def until_found_again(site, command):
+    """The link that was cut, unless the cut came too late: nothing was missing any more."""
+    def found(status):
+        migration = status["migration"] or {}
+        return (not command.running() or migration.get("reconnections", 0) > 0 or
+                migration.get("pages", {}).get("missing") == 0)
+    site.until("b", found, "the link is found again")
+
+
 def run(site, case, environment=None, cancel_after=None, cuts=()):
     """One migration from start to end, after one that is cancelled if so wanted, with the link cut
     once it is past COMMIT. Raises migrating.Failure; returns the target's report."""
@@ -280,6 +289,8 @@ def run(site, case, environment=None, cancel_after=None, cuts=()):
     command = site.migrate("a", (proxy or target).peer, *case.migrate_options())
     if cuts:
         cut(source, command, proxy, cuts)
+        if case.pushed_later():  # what is missing stays missing
+            until_found_again(site, command)
     if case.pushed_later():
         site.until("b", lambda status: not command.running() or
                    (status["migration"] or {}).get("phase") == "post-copy",
