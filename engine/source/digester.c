@@ -11,7 +11,7 @@
 #include "engine/trace.h"
 
 #define READ_BYTES   (UINT64_C(2) << 20)
-#define BUFFER_BYTES KIB(4) /* one question at a time */
+#define BUFFER_BYTES KIB(4) /* for one question at a time */
 
 static void digester_lose(struct digester_channel *at, const char *text)
 {
@@ -80,7 +80,7 @@ static void answer(struct digester_channel *at, const struct frame *question)
 	uint8_t head[FRAME_BYTES];
 
 	if (question->type != FRAME_DIGEST || question->payload_bytes ||
-	    !source_frame_ok(shared, question) || !is_short(shared, question) || at->sending) {
+	    !source_frame_ok(shared, question) || !is_short(shared, question)) {
 		digester_lose(at, "the target asks for digests that cannot be");
 		return;
 	}
@@ -125,6 +125,12 @@ static size_t digester_received(void *user, const uint8_t *data, size_t bytes)
 			used += (size_t)taken;
 			continue;
 		}
+		/* The target asks when it has the answer before, and may be heard sooner than its
+		 * device's word that the answer has come. */
+		if (at->sending) {
+			channel_pause(at->channel, true);
+			break;
+		}
 		enum frame_fault fault = frame_decode(&frame, data + used);
 		if (fault != FRAME_OK) {
 			digester_lose(at, frame_fault_text(fault));
@@ -140,8 +146,10 @@ static void digester_sent(void *user, uint64_t cookie)
 {
 	struct digester_channel *at = user;
 
-	if (cookie)
-		at->sending = false;
+	if (!cookie)
+		return;
+	at->sending = false;
+	channel_pause(at->channel, false);
 }
 
 static void digester_closed(void *user, int error)
