@@ -106,6 +106,9 @@ static int open_streams(struct source *source, struct jaunt_error *error)
 				      i == 0 ? &source->holes : NULL, &source->precopy.rounds);
 		pthread_mutex_lock(&source->base.mutex);
 		source->pushers[i] = pusher;
+		/* Who has changed the limit meanwhile did not find this stream. */
+		if (result == 0 && source_stream_rate(source) != rate)
+			pusher_pace(pusher, source_stream_rate(source));
 		pthread_mutex_unlock(&source->base.mutex);
 		if (result < 0)
 			return error_set(error, -result, "start", "start a stream: %s",
