@@ -299,6 +299,20 @@ Test(reads, what_the_dialing_side_did_not_expose_to_this_peer_has_no_key_on_the_
 	transport_unexpose(&own);
 }
 
+/* It is the owner's again. */
+static void take_landing(void)
+{
+	memset(landing.bytes, 'x', landing.size);
+}
+
+static void expect_landing_untouched(void)
+{
+	settle_ring(pair.ring);
+	for (size_t i = 0; i < landing.size; i++)
+		if (landing.bytes[i] != 'x')
+			cr_assert_fail("byte %zu was written when no READ was under way", i);
+}
+
 /* The right end is replaced by one whose peer is in another group, as that of another session. */
 static struct pair other;
 
@@ -332,15 +346,14 @@ static void close_other(void)
 
 static void expect_no_read_over_other(uint64_t address, uint32_t key)
 {
-	memset(landing.bytes, 'x', PAGE);
+	take_landing();
 	heard.count = heard.closed = 0;
 	cr_assert_eq(channel_read(other.right.channel, &landing, 0, address, key, PAGE, 4), 0);
 	wait_until(pair.ring, heard.closed);
 	cr_assert_eq(heard.count_at_close, 1);
 	cr_assert_eq(heard.errors[0], -EACCES);
 	cr_assert_eq(heard.closed_error, -EACCES);
-	for (size_t i = 0; i < PAGE; i++)
-		cr_assert_eq(landing.bytes[i], 'x');
+	expect_landing_untouched();
 }
 
 Test(reads, a_key_of_one_session_is_no_key_over_the_channels_of_another)
@@ -366,14 +379,10 @@ Test(reads, dropping_the_channel_ends_them_at_once)
 	channel_drop(pair.right.channel);
 	pair.right.channel = NULL;
 	unsigned count = heard.count;
-	/* The landing is the owner's again. */
-	memset(landing.bytes, 'x', MIB(4));
+	take_landing();
 	wait_until(pair.ring, pair.left.closed);
 	cr_assert_eq(pair.left.error, -ECONNRESET);
-	settle_ring(pair.ring);
-	for (size_t i = 0; i < MIB(4); i++)
-		if (landing.bytes[i] != 'x')
-			cr_assert_fail("byte %zu was written after channel_drop()", i);
+	expect_landing_untouched();
 	cr_assert_eq(heard.count, count);
 	cr_assert_eq(heard.closed, 0);
 	tear_down();
@@ -386,12 +395,8 @@ Test(reads, unbinding_waits_for_them_and_tells_nothing)
 		cr_assert_eq(read_at(i * KIB(64), KIB(64), i), 0);
 	channel_unbind(pair.right.channel);
 	unsigned count = heard.count;
-	/* The landing is the owner's again. */
-	memset(landing.bytes, 'x', MIB(1));
-	settle_ring(pair.ring);
-	for (size_t i = 0; i < MIB(1); i++)
-		if (landing.bytes[i] != 'x')
-			cr_assert_fail("byte %zu was written after channel_unbind()", i);
+	take_landing();
+	expect_landing_untouched();
 	cr_assert_eq(heard.count, count);
 	/* And the channel goes on. */
 	bind_reader();
