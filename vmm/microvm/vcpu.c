@@ -30,6 +30,8 @@
 
 /* A vCPU answers a kick within microseconds, unless the kernel holds it (reclaim, a dead disk). */
 #define PARK_TIMEOUT_NS UINT64_C(10000000000)
+/* One that is a thread cannot be kicked, and looks before each of its operations. */
+#define PARK_THREAD_NS UINT64_C(4000000000)
 /* What takes longer to stop waits for a page: see memory_release(). */
 #define STUCK_NS        UINT64_C(300000000)
 #define ENTRY_SPIN_NS   UINT64_C(100000)
@@ -170,16 +172,18 @@ void vcpu_end_threads(struct microvm *vm)
 
 int vcpu_park_all(struct microvm *vm, struct jaunt_error *error)
 {
+	uint64_t timeout_ns = vm->thread_backed ? PARK_THREAD_NS : PARK_TIMEOUT_NS;
+
 	pthread_mutex_lock(&vm->lock);
 	give_order(vm, MACHINE_PARK);
-	if (!wait_parked(vm, vm->vcpu_count, PARK_TIMEOUT_NS)) {
+	if (!wait_parked(vm, vm->vcpu_count, timeout_ns)) {
 		/* The order stands. One that waits for a page takes no step more once it has it:
 		 * whoever could not stop the VM is going to destroy it, or to resume it. */
 		pthread_mutex_unlock(&vm->lock);
 		return error_set(error, ETIMEDOUT, "vcpu-stuck",
 				 "a vCPU did not stop within %u s: it may wait for a page that is "
 				 "still missing",
-				 (unsigned)(PARK_TIMEOUT_NS / 1000000000));
+				 (unsigned)(timeout_ns / 1000000000));
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return 0;
