@@ -7,7 +7,7 @@ import signal
 import cases
 import migrating
 
-STILL = 20  # equal answers in a row: the guest does not work
+STILL = 20  # equal answers in a row: the guest does not work; a site may say otherwise
 
 
 def backing():
@@ -26,12 +26,13 @@ def until_phase(site, name, *wanted):
 def until_still(site, name):
     """Its guest does no operation any more. Returns the status."""
     seen = []
+    wanted = getattr(site, "still", STILL)
 
     def still(status):
         if not status["guest"]:
             return False
         seen.append(status["guest"]["operations"])
-        return len(seen) >= STILL and len(set(seen[-STILL:])) == 1
+        return len(seen) >= wanted and len(set(seen[-wanted:])) == 1
     return site.until(name, still, "the guest stands still")
 
 

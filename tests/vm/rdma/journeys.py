@@ -83,7 +83,7 @@ class Journeys:
     # So large that READs are under way for seconds once the push is on, and so idle that until then
     # there is something left to push. Not slowed down by a limit of bandwidth: with one, the source
     # sends, and nothing is READ.
-    LARGE = {"memory_mib": 128, "working_set": 60, "streams": 2, "rate": 300, "push": "off"}
+    LARGE = {"memory_mib": 96, "working_set": 60, "streams": 2, "rate": 300, "push": "off"}
 
     def begin_reading(self, site):
         """From when it returns streams READ. Do at once what is to be done meanwhile: one emulated

@@ -16,7 +16,16 @@ from migrating import DONE
 
 # Emulated without KVM: slower than this host by a factor of ten and more.
 PATIENCE = 4.0 * migrating.PATIENCE
-POLL_S = 0.03
+# Between one question and the next, each longer up to a limit: a question costs the emulated
+# processor a good part of a second, which what is waited for then lacks.
+POLL_S, POLL_MOST_S = 0.03, 0.5
+
+
+def pauses():
+    pause = POLL_S
+    while True:
+        yield pause
+        pause = min(2 * pause, POLL_MOST_S)
 
 
 class Process:
@@ -64,7 +73,7 @@ class Process:
         """The first line of stderr that matches, once there is one."""
         deadline = time.monotonic() + seconds * PATIENCE
         expression = re.compile(pattern)
-        while True:
+        for pause in pauses():
             for line in self._read()["stderr"]:
                 match = expression.search(line)
                 if match:
@@ -72,7 +81,7 @@ class Process:
             if self.status is not None or time.monotonic() > deadline:
                 how = "not in time" if self.status is None else "it ended"
                 raise migrating.Failure(f"no line like /{pattern}/ ({how})\n{self.transcript()}")
-            time.sleep(POLL_S)
+            time.sleep(pause)
 
     def wait(self, seconds=20):
         """Its exit status, negative for a signal."""
@@ -113,6 +122,7 @@ class Site:
     """
 
     number = 0
+    still = 5  # of recovery: an answer takes a good part of a second
 
     def __init__(self, machines, scheme="tcp"):
         Site.number += 1
@@ -184,14 +194,14 @@ class Site:
     def until(self, name, predicate, what, seconds=20):
         """Asks for the status again and again until the predicate holds; returns that status."""
         deadline = time.monotonic() + seconds * PATIENCE
-        while True:
+        for pause in pauses():
             status = self.status(name)
             if status is not None and predicate(status):
                 return status
             if time.monotonic() > deadline:
                 raise migrating.Failure(f"{name}: {what}: did not come true; its status:\n"
                                         f"{json.dumps(status)}\n{self.transcript()}")
-            time.sleep(POLL_S)
+            time.sleep(pause)
 
     def until_working(self, name, seconds=30):
         """The guest has begun to work."""

@@ -45,6 +45,13 @@ class Troubled(lab.Case):
     def site(self, scheme="rdma", kind=nested.Site):
         return kind({"a": self.host, "b": self.host}, scheme)
 
+    def impatient_site(self):
+        site = self.site()
+        migrate, receive = site.migrate, site.receive
+        site.migrate = lambda *words: migrate(*words, *IMPATIENT)
+        site.receive = lambda *words, **how: receive(*words, *IMPATIENT, **how)
+        return site
+
     def begin_held(self, site, source=None, target=None):
         """Held before COMMIT, at either side."""
         processes = recovery.begin(site, lab.small(),
@@ -69,7 +76,7 @@ class Trouble(Troubled):
     # --- Limits -------------------------------------------------------------------------------------
 
     def test_what_exceeds_the_limit_of_locked_memory_moves_all_the_same_and_that_is_said(self):
-        case = lab.small(working_set=60, verify=True)
+        case = lab.small(working_set=45, verify=True)
         with self.site(kind=Confined) as site:
             site.lockable_kib = 24 << 10
             report = cases.run(site, case)
@@ -97,13 +104,6 @@ class Trouble(Troubled):
             recovery.runs_at_source(site, source)
 
     # --- A side that is stopped, and not dead: its device goes on -----------------------------------
-
-    def impatient_site(self):
-        site = self.site()
-        migrate, receive = site.migrate, site.receive
-        site.migrate = lambda *words: migrate(*words, *IMPATIENT)
-        site.receive = lambda *words, **how: receive(*words, *IMPATIENT, **how)
-        return site
 
     def test_a_target_that_is_stopped_before_commit_leaves_the_vm_at_the_source(self):
         with self.impatient_site() as site:
@@ -154,7 +154,8 @@ class Devices(Troubled):
         self.host.run("rdma link delete rxe0 >/dev/null 2>&1 &")
 
     def test_a_device_that_is_removed_before_commit_leaves_the_vm_at_the_source(self):
-        with self.site() as site:
+        # The target is told for as long as the peer timeout.
+        with self.impatient_site() as site:
             source, target, command = self.begin_held(site,
                                                       source="source.side.hold.before-commit")
             self.remove_device()
