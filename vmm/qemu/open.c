@@ -438,9 +438,12 @@ static int clear_up(const struct qemu_place *place, const struct commit *commit,
 
 	if (result)
 		return result;
-	untrack(&vm);
-	if (vm.stopped)
-		result = continue_it(&vm, remains, error);
+	/* Another may listen there by now: whatever it does is nothing of ours. */
+	if (qmp_process(vm.qmp) == commit->process) {
+		untrack(&vm);
+		if (vm.stopped)
+			result = continue_it(&vm, remains, error);
+	}
 	if (result == 0)
 		commit_remove(place->record);
 	qmp_close(vm.qmp);

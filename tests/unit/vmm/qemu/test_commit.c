@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -186,4 +189,55 @@ Test(commit, binds_the_process_that_it_is_about_and_no_other)
 	waitpid(commit.process, NULL, 0);
 	cr_assert_eq(remains_of(&commit), QEMU_NOTHING);
 	cr_assert_neq(access(path, F_OK), 0);
+}
+
+/* A monitor whose QEMU is this process: greets, and returns whether it was told anything more. */
+static void *greet(void *listener)
+{
+	static const char greeting[] = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, "
+				       "\"minor\": 2, \"micro\": 0}}}}\n";
+	static const char agreed[] = "{\"return\": {}, \"id\": 1}\n";
+	char byte = 0;
+	int fd = accept(*(int *)listener, NULL, NULL);
+
+	send(fd, greeting, strlen(greeting), MSG_NOSIGNAL);
+	while (byte != '\n' && recv(fd, &byte, 1, 0) == 1)
+		;
+	send(fd, agreed, strlen(agreed), MSG_NOSIGNAL);
+	bool told = recv(fd, &byte, 1, 0) == 1;
+	close(fd);
+	return told ? listener : NULL;
+}
+
+Test(commit, says_nothing_of_another_that_listens_at_the_same_place)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct jaunt_error error = {.code = 0};
+	enum qemu_remains remains = QEMU_CONTINUED;
+	pthread_t monitor;
+	void *told;
+	pid_t child = fork();
+
+	if (!child) {
+		pause();
+		_exit(0);
+	}
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s/qmp", folder);
+	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	cr_assert_eq(listen(listener, 1), 0);
+	cr_assert_eq(pthread_create(&monitor, NULL, greet, &listener), 0);
+	struct commit commit = {
+		.process = child, .started = commit_started(child), .stopped = true};
+	struct qemu_place place = {.monitor = address.sun_path, .record = path};
+	cr_assert_eq(commit_write(path, &commit), 0);
+	cr_assert_eq(qemu_recover(&place, &remains, &error), 0, "%s", error.text);
+	cr_assert_eq(remains, QEMU_NOTHING);
+	pthread_join(monitor, &told);
+	cr_assert_null(told, "it was told what to do");
+	cr_assert_neq(access(path, F_OK), 0);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	close(listener);
+	unlink(address.sun_path);
 }
