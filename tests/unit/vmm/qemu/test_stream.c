@@ -115,13 +115,13 @@ static void *live(void *unused)
 		bool asks = strcmp(word, "query-migrate") == 0;
 		snprintf(answer, sizeof(answer), "{\"return\": {%s}, \"id\": %d}\n",
 			 asks ? "\"error-desc\": \"no such device\"" : "", id ? atoi(id + 5) : 0);
+		if (strcmp(word, "migrate_cancel") == 0)
+			atomic_store(&qemu.cancelled, true);
 		say("%s", answer);
 		if (strcmp(word, "migrate") == 0)
 			save();
 		else if (strcmp(word, "migrate-incoming") == 0)
 			load();
-		else if (strcmp(word, "migrate_cancel") == 0)
-			atomic_store(&qemu.cancelled, true);
 	}
 	return unused;
 }
