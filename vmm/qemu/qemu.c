@@ -156,7 +156,7 @@ static int load(void *context, const void *state, size_t bytes, struct jaunt_err
 		result = has_run(vm, &ran, error);
 	if (result)
 		return result;
-	if (ran && (result = qemu_end(vm, error)))
+	if (ran && qemu_end(vm, error))
 		return error_context(error, "QEMU runs the guest by itself");
 	if (ran)
 		return error_set(error, EIO, "qemu-state",
