@@ -48,6 +48,8 @@ static void print_pages(FILE *out, const struct jaunt_pages *pages)
 		pages->total, pages->pushed, pages->demanded, pages->zero, pages->hole);
 	if (pages->copied)
 		fprintf(out, ", %" PRIu64 " before the switch", pages->copied);
+	if (pages->kept)
+		fprintf(out, ", %" PRIu64 " by the process before", pages->kept);
 	if (pages->read)
 		fprintf(out, "; %" PRIu64 " by READ", pages->read);
 	if (pages->duplicate)

@@ -59,6 +59,7 @@ static const struct field fields[] = {
 	COUNT("pages", "zero", pages.zero),
 	COUNT("pages", "hole", pages.hole),
 	COUNT("pages", "copied", pages.copied),
+	COUNT("pages", "kept", pages.kept),
 	COUNT("pages", "pushed", pages.pushed),
 	COUNT("pages", "demanded", pages.demanded),
 	COUNT("pages", "duplicate", pages.duplicate),

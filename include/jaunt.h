@@ -119,6 +119,11 @@ struct jaunt_vm_ops {
 	 * calls it once for each fault thread, the source once at most. NULL: the view is in this
 	 * process. */
 	int (*userfaultfd)(void *vm, struct jaunt_error *error);
+	/* Optional, target, both or neither, for a VM that lives on without this process, and whose
+	 * userfaultfds do: keeps a copy of `fd` open with it, in place of what it had kept; -1:
+	 * nothing any more. And a descriptor of what is kept, or -ENOENT. */
+	int (*keep)(void *vm, int fd, struct jaunt_error *error);
+	int (*kept)(void *vm, struct jaunt_error *error);
 	/* Optional, beside it: the process whose address space that is. NULL or 0: this one. */
 	int (*process)(void *vm);
 	/* Optional. Whether devices may write to a page long after they looked it up, past the page
@@ -168,6 +173,11 @@ struct jaunt_vm_factory {
 	/* Optional. Why the last create() refused, item by item: points *out at a list that stays
 	 * until the next create(), and returns how many there are. */
 	size_t (*differences)(void *context, const struct jaunt_difference **out);
+	/* Optional, where the VM keeps things (ops->keep). Takes hold of a VM that create() made in
+	 * a process that is dead, as it is. *runs: its vCPUs run. */
+	int (*take_up)(void *context, void **vm, bool *runs, struct jaunt_error *error);
+	/* Beside it: lets go of it again, as it is. */
+	void (*let_go)(void *context, void *vm);
 };
 
 /* --- Options ---------------------------------------------------------------------------------- */
@@ -253,6 +263,7 @@ struct jaunt_pages {
 	uint64_t total, missing;
 	uint64_t zero, hole, pushed, demanded; /* pages installed, by what brought them */
 	uint64_t copied;    /* brought before the switch, and not written since */
+	uint64_t kept;      /* brought by a process of the target's that died, after the switch */
 	uint64_t duplicate; /* arrived when already claimed or present */
 	uint64_t discarded; /* faults on present pages that are not in the file: given back by the
 			     * guest, or holes and zeros that it had not touched yet */
@@ -351,6 +362,15 @@ int jaunt_source_open(struct jaunt_migration **out, const struct jaunt_vm_ops *o
 int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
 		      void *context, const struct jaunt_options *options,
 		      struct jaunt_error *error);
+
+/* Goes on with a migration into a VM that lives on after the process of its target died: once it was
+ * loaded, with pages missing or not. Listens where that process listened, when it returns; the
+ * source comes back by itself. Of the options only trace_path, phase_changed and context count, and
+ * peer_timeout_ms if it is not 0. Reasons beside those of the driver: "nothing-to-resume",
+ * "name-taken" (that process lives), "bad-ledger" (what was kept makes no sense to this version). */
+int jaunt_target_take_up(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
+			 void *context, const struct jaunt_options *options,
+			 struct jaunt_error *error);
 
 /* The port that a target listens on (of use when port 0 was asked for). */
 unsigned jaunt_target_port(const struct jaunt_migration *migration);

@@ -131,6 +131,7 @@ void source_note_figures(struct source *source, const Jaunt__Progress *progress)
 	status->pages.zero = progress->zero;
 	status->pages.hole = progress->hole;
 	status->pages.copied = progress->copied;
+	status->pages.kept = progress->kept;
 	status->pages.pushed = progress->pushed;
 	status->pages.demanded = progress->demanded;
 	status->pages.duplicate = progress->duplicate;
@@ -139,7 +140,7 @@ void source_note_figures(struct source *source, const Jaunt__Progress *progress)
 	status->read_bytes = progress->read_bytes;
 	/* With digests what rounds brought becomes present one by one, too. */
 	eta_arrived(&source->eta, clock_ns() - source->base.started_ns,
-		    progress->zero + progress->pushed + progress->demanded +
+		    progress->zero + progress->pushed + progress->demanded + progress->kept +
 			    (source->shared.session.verify ? progress->copied : 0),
 		    progress->missing);
 	source->target_busy_ns = progress->busy_ns;

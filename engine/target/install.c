@@ -18,6 +18,11 @@
  * EEXIST on a page that we hold the claim of means that somebody mapped it behind our back; what
  * the guest sees there is unknown. The claim is kept, `present` is never set, and the migration is
  * `broken`: better a blocked guest than a corrupt one.
+ *
+ * If the process dies with a claim, the next one must know whether the guest may have seen the page
+ * (takeup.c). Where the file was empty the kernel says so: COPY and ZEROPAGE put a page into the
+ * file and show it to the guest in one step, and nothing else puts one there. Where the file may
+ * have held an older copy, `written` says so.
  */
 #include "engine/target/install.h"
 
@@ -32,6 +37,7 @@
 #include "base/bits.h"
 #include "engine/inject.h"
 #include "engine/target/hooks.h"
+#include "engine/target/ledger.h"
 
 #ifdef JAUNT_INJECT
 struct install_hooks install_hooks;
@@ -44,22 +50,31 @@ static uint64_t in_file_bytes(const struct guest_region *region)
 	return round_up(chunks, 64) / 8;
 }
 
-int install_open(struct install *install, struct guestmem *memory, struct pagemap *map)
+static void *map_bits(uint64_t bytes)
+{
+	void *bits = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return bits == MAP_FAILED ? NULL : bits;
+}
+
+int install_open_ledger(struct install *install, struct guestmem *memory, struct pagemap *map,
+			const struct ledger *ledger)
 {
 	memset(install, 0, sizeof(*install));
 	install->memory = memory;
 	install->map = map;
+	install->ledger = ledger;
 	for (unsigned i = 0; i < INSTALL_SHARDS_MAX; i++)
 		install->uffds[i].fd = -1;
 	uint64_t largest = guestmem_largest_page(memory);
 	for (size_t i = 0; i < memory->region_count; i++) {
-		void *bits = mmap(NULL, in_file_bytes(&memory->regions[i]), PROT_READ | PROT_WRITE,
-				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (bits == MAP_FAILED) {
+		install->written[i] = ledger ? ledger->written[i] : NULL;
+		install->in_file[i] = ledger ? ledger->in_file[i]
+					     : map_bits(in_file_bytes(&memory->regions[i]));
+		if (!install->in_file[i]) {
 			install_close(install);
 			return -ENOMEM;
 		}
-		install->in_file[i] = bits;
 	}
 	if (largest > 4096) {
 		/* Never written, so all of it is the kernel's one page of zeros. */
@@ -74,12 +89,17 @@ int install_open(struct install *install, struct guestmem *memory, struct pagema
 	return 0;
 }
 
+int install_open(struct install *install, struct guestmem *memory, struct pagemap *map)
+{
+	return install_open_ledger(install, memory, map, NULL);
+}
+
 void install_close(struct install *install)
 {
 	if (!install->memory)
 		return;
 	for (size_t i = 0; i < install->memory->region_count; i++) {
-		if (install->in_file[i])
+		if (install->in_file[i] && !install->ledger)
 			munmap((void *)install->in_file[i],
 			       in_file_bytes(&install->memory->regions[i]));
 	}
@@ -121,9 +141,12 @@ static bool is_in_file(const struct install *install, size_t region, uint64_t pa
 	return atomic_load(&install->in_file[region][chunk / 64]) >> (chunk % 64) & 1;
 }
 
+/* Who takes the ledger up leaves claims alone then: see install_seen(). */
 static int give_up(struct install *install, int error)
 {
 	atomic_store(&install->broken_errno, error);
+	if (install->ledger && error != -ECANCELED)
+		atomic_store(&install->ledger->header->broken_errno, error);
 	atomic_store(&install->broken, true);
 	return error;
 }
@@ -156,6 +179,14 @@ static int reconsider(struct install *install, int error)
 static bool memory_is_full(void)
 {
 	return inject_fires(INJECT_MEMORY_FULL);
+}
+
+/* From here on the guest may see these pages, whose claim the caller holds: a run within a word. */
+static void note_written(struct install *install, size_t region, uint64_t word, uint64_t mask)
+{
+	if (install->written[region] && is_in_file(install, region, word * 64))
+		atomic_fetch_or(&install->written[region][word], mask);
+	inject_kill(INJECT_KILL_WRITTEN);
 }
 
 /* Zeros into pages whose claim the caller holds, or that the guest gave back. */
@@ -245,9 +276,11 @@ static bool has_huge_page(const struct guest_region *region, uint64_t page)
 	       resident & 1;
 }
 
-static int place_by_write(struct install *install, const struct guest_region *region,
-			  uint64_t first, uint64_t count, const uint8_t *bytes)
+static int place_by_write(struct install *install, size_t region_index, uint64_t first,
+			  uint64_t count, const uint8_t *bytes)
 {
+	const struct guest_region *region = &install->memory->regions[region_index];
+
 	if (region->hugetlb && !has_huge_page(region, first)) {
 		int result = place_by_copy(install, region, first, count, bytes);
 		if (result != -EEXIST)
@@ -256,6 +289,8 @@ static int place_by_write(struct install *install, const struct guest_region *re
 	int result = write_file(install, region, first, count, bytes);
 	if (result < 0)
 		return result;
+	note_written(install, region_index, first / 64,
+		     bits_mask((unsigned)(first % 64), (unsigned)count));
 
 	uint64_t address = guestmem_vm_address(region, first);
 	uint64_t left = count * region->page_bytes;
@@ -286,6 +321,7 @@ static int place_by_write(struct install *install, const struct guest_region *re
 static void set_present(struct install *install, size_t region, uint64_t word, uint64_t mask)
 {
 	install_hook_before_present(region, word, mask);
+	inject_kill(INJECT_KILL_VISIBLE);
 	if (pagemap_set_present(install->map, region, word, mask) == 0 && install->complete)
 		install->complete(install->user);
 }
@@ -320,11 +356,12 @@ static int install_step(struct install *install, size_t region_index, uint64_t f
 	int outcome = 0;
 
 	counter_add(&counters->duplicate, (uint64_t)__builtin_popcountll(mask & ~won));
+	inject_kill(INJECT_KILL_CLAIMED);
 	for (struct bits_run run = bits_take_run(&rest); run.count; run = bits_take_run(&rest)) {
 		uint64_t page = word * 64 + run.first;
 		const uint8_t *from = bytes + (page - first) * region->page_bytes;
 		int result = is_in_file(install, region_index, page)
-				     ? place_by_write(install, region, page, run.count, from)
+				     ? place_by_write(install, region_index, page, run.count, from)
 				     : place_by_copy(install, region, page, run.count, from);
 		if (result < 0) {
 			if (result == -EEXIST)
@@ -422,6 +459,8 @@ int install_zeros(struct install *install, size_t region_index, uint64_t first, 
 				    (uint64_t)__builtin_popcountll(mask & ~won));
 			if (won) {
 				int result = empty_file(install, region_index, word, won);
+				if (!result)
+					note_written(install, region_index, word, won);
 				if (!result && now)
 					result = place_zero_run_now(install, region, word, won);
 				if (result < 0) {
@@ -514,6 +553,31 @@ int install_unplace(struct install *install, size_t region, uint64_t word, uint6
 			memset(at->view + page * at->page_bytes, 0, at->page_bytes);
 	}
 	return 0;
+}
+
+uint64_t install_seen(const struct install *install, size_t region, uint64_t word, uint64_t claimed)
+{
+	const struct guest_region *at = &install->memory->regions[region];
+	uint64_t seen = 0;
+
+	if (is_in_file(install, region, word * 64))
+		return claimed & atomic_load(&install->written[region][word]);
+	for (; claimed; claimed &= claimed - 1) {
+		uint64_t page = word * 64 + (unsigned)__builtin_ctzll(claimed);
+		if (guestmem_next_data(at, page) == page)
+			seen |= claimed & -claimed;
+	}
+	return seen;
+}
+
+void install_wake_all(struct install *install, size_t region)
+{
+	const struct guest_region *at = &install->memory->regions[region];
+	uint64_t step = install->shards == 1 ? at->pages : GIB(1) / at->page_bytes;
+
+	for (uint64_t page = 0; page < at->pages; page += step)
+		wake(install, at, page,
+		     at->pages - page < step ? at->pages - page : step);
 }
 
 bool install_in_file(const struct install *install, size_t region, uint64_t page)

@@ -31,6 +31,11 @@ struct install {
 	/* One bit per INSTALL_CHUNK_BYTES: the file may hold an older copy of a page here. Set
 	 * before anything is placed through the engine's view, never cleared. */
 	_Atomic uint64_t *in_file[JAUNT_MAX_REGIONS];
+	/* With a ledger, else NULL: one bit a page, of claimed pages where `in_file` is set. The
+	 * file has what the guest is to see, all of it, and the guest may see it from now on. Set
+	 * between the last byte and the call that makes the page visible, never cleared. */
+	_Atomic uint64_t *written[JAUNT_MAX_REGIONS];
+	const struct ledger *ledger; /* has the bitmaps, not owned; NULL: they are this struct's */
 	_Atomic bool stop;          /* gives up waiting for memory */
 	_Atomic uint32_t no_memory; /* threads that wait for memory right now */
 	_Atomic bool broken;        /* a page could not be made visible, and never will be */
@@ -42,6 +47,9 @@ struct install {
 
 /* Takes the uffds over once they are registered. */
 int install_open(struct install *install, struct guestmem *memory, struct pagemap *map);
+/* The same with the bitmaps of a ledger of that memory, as they are. */
+int install_open_ledger(struct install *install, struct guestmem *memory, struct pagemap *map,
+			const struct ledger *ledger);
 void install_close(struct install *install);
 /* Memory that it holds. */
 uint64_t install_bytes(const struct install *install);
@@ -84,6 +92,13 @@ int install_place(struct install *install, size_t region, uint64_t first, uint64
 		  const uint8_t *bytes);
 /* The same for zeros, of pages of one word. */
 int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask);
+
+/* With a ledger, when the process that claimed these pages of a word is dead: those of them that the
+ * guest may have seen. The others it has not, and what the file holds of them counts for nothing. */
+uint64_t install_seen(const struct install *install, size_t region, uint64_t word,
+		      uint64_t claimed);
+/* Wakes whoever waits anywhere in the region: faults that nobody alive has read are read again. */
+void install_wake_all(struct install *install, size_t region);
 
 /* Whether the file may hold a copy of this page, or of one of the same INSTALL_CHUNK_BYTES. */
 bool install_in_file(const struct install *install, size_t region, uint64_t page);

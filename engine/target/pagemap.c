@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 
 #include "base/bits.h"
+#include "engine/target/ledger.h"
 
 static void *map_bits(uint64_t bytes)
 {
@@ -50,15 +51,30 @@ static _Atomic uint32_t *part_of(const struct pagemap_region *region, uint64_t w
 	return &region->outstanding[word * 64 / region->part_pages];
 }
 
-int pagemap_open(struct pagemap *map, const struct guestmem *memory)
+/* What the ledger has as present is not outstanding. */
+static void count_present(struct pagemap *map, struct pagemap_region *region)
+{
+	for (uint64_t word = 0; word < region->words; word++) {
+		uint64_t present = atomic_load(&region->present[word]);
+		uint64_t count = (uint64_t)__builtin_popcountll(present);
+		if (!count)
+			continue;
+		atomic_fetch_sub(part_of(region, word), (uint32_t)count);
+		atomic_fetch_sub(&map->missing, count);
+	}
+}
+
+static int open_map(struct pagemap *map, const struct guestmem *memory, const struct ledger *ledger)
 {
 	memset(map, 0, sizeof(*map));
+	map->in_ledger = ledger;
+	atomic_store(&map->missing, memory->pages);
 	for (size_t i = 0; i < memory->region_count; i++) {
 		struct pagemap_region *region = &map->regions[i];
 		region->pages = memory->regions[i].pages;
 		region->words = (region->pages + 63) / 64;
-		region->claimed = map_bits(region->words * 8);
-		region->present = map_bits(region->words * 8);
+		region->claimed = ledger ? ledger->claimed[i] : map_bits(region->words * 8);
+		region->present = ledger ? ledger->present[i] : map_bits(region->words * 8);
 		map->region_count = i + 1;
 		if (!region->claimed || !region->present) {
 			pagemap_close(map);
@@ -69,18 +85,30 @@ int pagemap_open(struct pagemap *map, const struct guestmem *memory)
 			pagemap_close(map);
 			return -ENOMEM;
 		}
+		if (ledger)
+			count_present(map, region);
 	}
-	atomic_store(&map->missing, memory->pages);
 	return 0;
+}
+
+int pagemap_open(struct pagemap *map, const struct guestmem *memory)
+{
+	return open_map(map, memory, NULL);
+}
+
+int pagemap_open_ledger(struct pagemap *map, const struct guestmem *memory,
+			const struct ledger *ledger)
+{
+	return open_map(map, memory, ledger);
 }
 
 void pagemap_close(struct pagemap *map)
 {
 	for (size_t i = 0; i < map->region_count; i++) {
 		struct pagemap_region *region = &map->regions[i];
-		if (region->claimed)
+		if (region->claimed && !map->in_ledger)
 			munmap((void *)region->claimed, region->words * 8);
-		if (region->present)
+		if (region->present && !map->in_ledger)
 			munmap((void *)region->present, region->words * 8);
 		free((void *)region->outstanding);
 	}
@@ -161,6 +189,15 @@ void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t
 	assert((before & mask) == mask);
 	(void)before;
 	atomic_fetch_add_explicit(&map->releases, 1, memory_order_release);
+}
+
+void pagemap_settle(struct pagemap *map, size_t region, uint64_t word, uint64_t claimed,
+		    uint64_t done)
+{
+	if (done)
+		pagemap_set_present(map, region, word, done);
+	if (claimed & ~done)
+		pagemap_release(map, region, word, claimed & ~done);
 }
 
 /* Behind the parts from this page on of which all is present: where nothing is outstanding, nothing

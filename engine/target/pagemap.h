@@ -22,6 +22,8 @@
 
 #include "engine/guestmem.h"
 
+struct ledger;
+
 #define PAGEMAP_PART_BYTES (UINT64_C(512) << 20)
 
 enum page_state { PAGE_ABSENT, PAGE_FILLING, PAGE_PRESENT };
@@ -42,6 +44,7 @@ struct pagemap {
 	struct pagemap_region regions[JAUNT_MAX_REGIONS];
 	size_t region_count;
 	uint64_t bytes;           /* of the bitmaps */
+	bool in_ledger;           /* they are the ledger's */
 	_Atomic uint64_t missing; /* pages not present; counted down after `present` is set */
 	/* Calls of pagemap_release(): as long as it does not change, no page becomes absent.
 	 * Written (release) after the claims are gone; read (acquire) before looking for some. */
@@ -49,6 +52,9 @@ struct pagemap {
 };
 
 int pagemap_open(struct pagemap *map, const struct guestmem *memory);
+/* The same with the bitmaps of a ledger of that memory, as they are; it stays the caller's. */
+int pagemap_open_ledger(struct pagemap *map, const struct guestmem *memory,
+			const struct ledger *ledger);
 void pagemap_close(struct pagemap *map);
 
 enum page_state pagemap_state(const struct pagemap *map, size_t region, uint64_t page);
@@ -66,6 +72,11 @@ void pagemap_place(struct pagemap *map, size_t region, uint64_t word, uint64_t m
 void pagemap_stale(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);
 /* Every page of the part is present, for good if the epoch has begun. */
 bool pagemap_part_complete(const struct pagemap *map, size_t region, uint64_t part);
+
+/* While nobody else uses the map: pages that a process had claimed which is dead. Those of `done`
+ * are present, the others absent again. */
+void pagemap_settle(struct pagemap *map, size_t region, uint64_t word, uint64_t claimed,
+		    uint64_t done);
 
 /* The holder's: gives claims up, nothing having been made visible. The caller WAKEs afterwards. */
 void pagemap_release(struct pagemap *map, size_t region, uint64_t word, uint64_t mask);

@@ -142,7 +142,8 @@ static void await_counts(struct target *target)
 	for (;;) {
 		jaunt_migration_status(&target->base, &status);
 		const struct jaunt_pages *pages = &status.pages;
-		if (pages->zero + pages->hole + pages->pushed + pages->demanded + pages->copied >=
+		if (pages->zero + pages->hole + pages->pushed + pages->demanded + pages->copied +
+				    pages->kept >=
 			    pages->total ||
 		    clock_ns() >= until)
 			return;
@@ -256,6 +257,7 @@ static int abandon(struct target *target, struct jaunt_error *error)
 	if (stopped && !elsewhere)
 		target_release_memory(target);
 	target_stop_threads(target);
+	target_forget_ledger(target);
 	error_set(error, ECANCELED, "abandoned",
 		  "abandoned by the operator with %" PRIu64 " pages missing%s",
 		  pagemap_missing(&target->shared.map),
@@ -297,6 +299,7 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 	await_counts(target);
 	/* The channels stay until the source has heard: a lost one would alarm it. */
 	release_source(target);
+	target_forget_ledger(target);
 	target_stop_threads(target);
 	return migration_end(&target->base, JAUNT_DONE, JAUNT_AT_TARGET, NULL);
 }

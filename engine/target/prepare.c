@@ -133,7 +133,21 @@ static int note_demanded(struct target *target)
 	return 0;
 }
 
-static int open_memory(struct target *target, struct jaunt_error *error)
+/* The page map, in the ledger if there is one: that of a process before, or a new one. */
+static int open_map(struct target *target)
+{
+	struct target_shared *shared = &target->shared;
+	struct ledger *ledger = &target->ledger;
+
+	if (!ledger_is_open(ledger) && target->factory->ops->keep &&
+	    ledger_fits(&shared->memory) && ledger_create(ledger, &shared->memory) < 0)
+		trace_event(target->base.lane, "ledger", "none: it cannot be taken up");
+	return ledger_is_open(ledger)
+		       ? pagemap_open_ledger(&shared->map, &shared->memory, ledger)
+		       : pagemap_open(&shared->map, &shared->memory);
+}
+
+int target_open_memory(struct target *target, struct jaunt_error *error)
 {
 	struct target_shared *shared = &target->shared;
 	const struct jaunt_vm_ops *ops = target->factory->ops;
@@ -142,11 +156,17 @@ static int open_memory(struct target *target, struct jaunt_error *error)
 	if (result < 0)
 		return result;
 	target->memory_open = true;
-	if ((result = pagemap_open(&shared->map, &shared->memory)) < 0)
+	if (ledger_is_open(&target->ledger) && !ledger_matches(&target->ledger, &shared->memory))
+		return error_set(error, EINVAL, "bad-ledger",
+				 "what was kept of the migration is about other memory than the "
+				 "VM's");
+	if ((result = open_map(target)) < 0)
 		return error_set(error, -result, "no-memory", "room for the page map: %s",
 				 strerror(-result));
 	target->map_open = true;
-	if ((result = install_open(&shared->install, &shared->memory, &shared->map)) < 0 ||
+	const struct ledger *ledger = ledger_is_open(&target->ledger) ? &target->ledger : NULL;
+	if ((result = install_open_ledger(&shared->install, &shared->memory, &shared->map,
+					  ledger)) < 0 ||
 	    (result = note_demanded(target)) < 0 || (result = target_open_reads(target)) < 0)
 		return error_set(error, -result, "no-memory", "room for the engine: %s",
 				 strerror(-result));
@@ -158,7 +178,15 @@ static int open_memory(struct target *target, struct jaunt_error *error)
 	shared->install.user = target;
 	prefetch_init(&shared->prefetch, &shared->map, &shared->memory);
 	shared->hint_count = target->shards;
-	result = open_uffds(target, error);
+	return open_uffds(target, error);
+}
+
+/* What nobody has touched yet becomes the engine's. */
+static int take_memory(struct target *target, struct jaunt_error *error)
+{
+	struct target_shared *shared = &target->shared;
+	int result = target_open_memory(target, error);
+
 	for (size_t i = 0; result == 0 && i < shared->memory.region_count; i++)
 		result = register_region(target, &shared->memory.regions[i], error);
 	if (result == 0)
@@ -195,13 +223,14 @@ int target_prepare(struct target *target, const Jaunt__Configure *configure,
 	if (result == 0)
 		process_watch(&target->process, target->factory->ops, target->vm, target->ring);
 	if (result == 0)
-		result = open_memory(target, error);
+		result = take_memory(target, error);
 	if (result == 0 && (result = load_prepare(&target->load, target)) < 0)
 		error_set(error, -result, "start", "start a thread: %s", strerror(-result));
 	if (result < 0) {
 		target_unprepare(target);
 		return result;
 	}
+	target_keep_ledger(target);
 	/* Only now may other threads look: creating a large VM takes its time, and status must not
 	 * wait for it. */
 	pthread_mutex_lock(&target->base.mutex);
@@ -436,6 +465,7 @@ void target_unprepare(struct target *target)
 		checker_forget_suspects(shared);
 		pagemap_close(&shared->map);
 	}
+	ledger_close(&target->ledger);
 	reads_close(&shared->reads);
 	place_close(shared);
 	if (target->memory_open)

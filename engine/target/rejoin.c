@@ -151,7 +151,10 @@ void target_rejoin_agree(struct target *target)
 	/* With nothing missing COMPLETE follows, and no page channel is needed any more. */
 	if (!pagemap_missing(&target->shared.map))
 		return;
+	if (target->taken_up && !target->demands[0]) /* nobody looks yet */
+		target_open_reads(target);
 	target_reattach(target, target->link_epoch);
+	target_note_epoch(target);
 	ready.fault_threads = target->shards;
 	message.message_case = JAUNT__CONTROL__MESSAGE_READY;
 	message.ready = &ready;

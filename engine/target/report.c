@@ -34,6 +34,7 @@ void target_status(struct jaunt_migration *migration, struct jaunt_status *statu
 	status->ram_bytes = shared->memory.bytes;
 	status->pages.total = shared->memory.pages;
 	status->pages.copied = target->copied;
+	status->pages.kept = target->kept;
 	status->pages.missing = pagemap_missing(&shared->map);
 	status->payload_bytes = status->verified_pages = status->mismatched_pages = 0;
 	status->install_conflicts = status->read_bytes = 0;
@@ -89,6 +90,7 @@ int target_send_progress(struct target *target, bool complete, const char *block
 	progress.zero = status.pages.zero;
 	progress.hole = status.pages.hole;
 	progress.copied = status.pages.copied;
+	progress.kept = status.pages.kept;
 	progress.pushed = status.pages.pushed;
 	progress.demanded = status.pages.demanded;
 	progress.duplicate = status.pages.duplicate;

@@ -37,7 +37,8 @@ static void target_grant(struct target *target)
 {
 	atomic_store(&target->shared.granting, true);
 	for (unsigned i = 0; i < target->streams; i++)
-		worker_wake(&target->fills[i]->worker);
+		if (target->fills[i]) /* none until the source is back, if it was taken up */
+			worker_wake(&target->fills[i]->worker);
 }
 
 /* What was placed stays as it is from here on. A stream in the middle of a round would mean that
@@ -164,6 +165,7 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 	message.message_case = JAUNT__CONTROL__MESSAGE_LOADED;
 	message.loaded = &loaded;
 	target->loaded = target->agreed = true;
+	target_note(target, LEDGER_LOADED);
 	if (inject_fires(INJECT_LINK_CUT_LOADED))
 		channel_shutdown(target->link.channel);
 	link_send(&target->link, &message);
@@ -236,6 +238,7 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 	pthread_mutex_lock(&base->mutex);
 	base->committed = true;
 	pthread_mutex_unlock(&base->mutex);
+	target_note(target, LEDGER_COMMITTED);
 	inject_kill(INJECT_KILL_AFTER_COMMIT);
 	int result = target->factory->ops->resume(target->vm, &first_entry_ns, error);
 	if (result < 0) {
@@ -245,6 +248,7 @@ int target_resume(struct target *target, uint64_t commit_ns, struct jaunt_error 
 	target->ran = true;
 	target->first_entry_ns = first_entry_ns;
 	target->commit_to_entry_ns = first_entry_ns - commit_ns;
+	target_note(target, LEDGER_RAN);
 	migration_reason(base, NULL); /* it may have been in doubt */
 	pthread_mutex_lock(&base->mutex);
 	base->status.vm_is_at = JAUNT_AT_TARGET;

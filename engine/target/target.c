@@ -53,6 +53,12 @@ static int hand_back(struct target *target, struct jaunt_error *error)
 {
 	uint64_t until = target_deadline(target);
 	bool said = target->linked && !target->link.closed, heard = false;
+
+	/* The process before this one may have run it, so the source must not. */
+	if (target->may_have_run) {
+		target->ran = true;
+		return migration_end(&target->base, JAUNT_INCOMPLETE, JAUNT_AT_BLOCKED, error);
+	}
 	uint32_t said_on = target->link_epoch;
 
 	if (said)
@@ -84,13 +90,22 @@ static int hand_back(struct target *target, struct jaunt_error *error)
 			     heard ? JAUNT_AT_SOURCE : JAUNT_AT_UNKNOWN, error);
 }
 
-static int move(struct target *target, struct jaunt_error *error)
+static int arrive(struct target *target, struct jaunt_error *error)
 {
 	if (target_await_source(target, error) < 0)
-		return give_up(target, error);
+		return -error->code;
 	inject_kill(INJECT_KILL_PREPARE);
-	if (target_receive_state(target, error) < 0)
+	return target_receive_state(target, error);
+}
+
+static int move(struct target *target, struct jaunt_error *error)
+{
+	if (target->taken_up)
+		target_go_on(target);
+	else if (arrive(target, error) < 0)
 		return give_up(target, error);
+	if (target->ran)
+		return target_serve_postcopy(target, error);
 	switch (target_await_commit(target, error)) {
 	case TARGET_ABORT:
 		return give_up(target, error);
@@ -121,8 +136,15 @@ static int target_run(struct jaunt_migration *migration, struct jaunt_error *err
 	    (result = gate_open(&target->gate, target->listener, target->ring,
 				migration->options.connect_timeout_ms, target_admits, target)) < 0)
 		error_set(error, -result, "listen", "accept connections: %s", strerror(-result));
-	int outcome = result < 0 ? migration_end(migration, JAUNT_FAILED, JAUNT_AT_SOURCE, error)
-				 : move(target, error);
+	int outcome;
+	if (result == 0) {
+		outcome = move(target, error);
+	} else if (target->taken_up) { /* it stays as it was found */
+		target->ran = true;
+		outcome = migration_end(migration, JAUNT_INCOMPLETE, JAUNT_AT_BLOCKED, error);
+	} else {
+		outcome = migration_end(migration, JAUNT_FAILED, JAUNT_AT_SOURCE, error);
+	}
 	target_drop_link(target);
 	gate_close(&target->gate);
 	session_set_owner(&target->shared.session, NULL);
@@ -183,11 +205,10 @@ static const struct side_ops target_ops = {.run = target_run,
 					   .set_push = target_set_push,
 					   .check_resume = target_check_resume};
 
-int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
-		      void *context, const struct jaunt_options *options, struct jaunt_error *error)
+int target_new(struct target **out, const struct jaunt_vm_factory *factory, void *context,
+	       const struct jaunt_options *options, struct jaunt_error *error)
 {
 	struct target *target = calloc(1, sizeof(*target));
-	struct address address;
 
 	if (!target)
 		return error_set(error, ENOMEM, "no-memory", "out of memory");
@@ -199,17 +220,39 @@ int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factor
 	}
 	target->factory = factory;
 	target->context = context;
+	target->ledger = LEDGER_NONE;
 	pthread_mutex_init(&target->shared.prefetch_mutex, NULL);
 	pthread_mutex_init(&target->shared.suspects_mutex, NULL);
 	inject_side(INJECT_TARGET);
-	result = migration_check_address(&target->base.options, &address, true, error);
+	*out = target;
+	return 0;
+}
+
+int target_listen(struct target *target, struct jaunt_error *error)
+{
+	struct address address;
+	int result = migration_check_address(&target->base.options, &address, true, error);
+
 	if (result == 0)
 		result = transport_listen(&target->listener, &address, error);
+	if (result == 0)
+		target->port = listener_port(target->listener);
+	return result;
+}
+
+int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
+		      void *context, const struct jaunt_options *options, struct jaunt_error *error)
+{
+	struct target *target;
+	int result = target_new(&target, factory, context, options, error);
+
+	if (result < 0)
+		return result;
+	result = target_listen(target, error);
 	if (result < 0) {
 		target_close(&target->base);
 		return result;
 	}
-	target->port = listener_port(target->listener);
 	target->base.status.phase = JAUNT_PHASE_WAITING;
 	*out = &target->base;
 	return 0;

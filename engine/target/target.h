@@ -9,6 +9,7 @@
 #include "engine/target/demand.h"
 #include "engine/target/fill.h"
 #include "engine/target/gate.h"
+#include "engine/target/ledger.h"
 #include "engine/target/load.h"
 #include "engine/target/shared.h"
 #include "engine/target/sweep.h"
@@ -68,6 +69,11 @@ struct target {
 	size_t state_bytes;
 	uint64_t last_instruction_ns;
 	uint64_t copied; /* pages present when the epoch began; under the mutex */
+
+	struct ledger ledger; /* of a VM that outlives this process */
+	bool taken_up;        /* from a process that died; see takeup.c */
+	bool may_have_run;    /* it cannot be said of this VM that no vCPU has run here */
+	uint64_t kept;        /* pages that the one before brought after the switch */
 };
 
 /* --- prepare.c: everything that can be done while the VM still runs at the source ----------------
@@ -76,6 +82,9 @@ struct target {
 /* Creates the VM that is asked for, takes its memory over and registers it. */
 int target_prepare(struct target *target, const Jaunt__Configure *configure,
 		   struct jaunt_error *error);
+/* Opens the VM's memory, the page map and the userfaultfds; with the target's ledger, or a new one if
+ * it can have one. */
+int target_open_memory(struct target *target, struct jaunt_error *error);
 /* A channel of the session has come (owned from here on): starts what it was waited for. */
 void target_attach(struct target *target, struct channel *channel, const struct attach *attach);
 /* The session goes on: all channels are wanted anew. */
@@ -88,6 +97,27 @@ void target_unprepare(struct target *target);
 void target_release_memory(struct target *target);
 /* Ends the threads and their channels; the figures stay. */
 void target_stop_threads(struct target *target);
+
+/* --- takeup.c: going on after the death of the process before
+ * ----------------------------------------------------------------------------------- */
+
+/* Has the VM keep the ledger, if there is one: from now on it can be taken up. */
+void target_keep_ledger(struct target *target);
+/* How far it has come, and in which epoch. Does nothing without a ledger. */
+void target_note(struct target *target, enum ledger_state state);
+void target_note_epoch(struct target *target);
+/* Of one that was taken up, on the thread that works through the phases. */
+void target_go_on(struct target *target);
+/* Nothing is to be taken up any more. */
+void target_forget_ledger(struct target *target);
+
+/* --- target.c ------------------------------------------------------------------------------------
+ */
+
+/* All but the listening. */
+int target_new(struct target **out, const struct jaunt_vm_factory *factory, void *context,
+	       const struct jaunt_options *options, struct jaunt_error *error);
+int target_listen(struct target *target, struct jaunt_error *error);
 
 /* --- turn.c: waiting
  * ------------------------------------------------------------------------------- */

@@ -133,6 +133,7 @@ def require(condition, what):
 def check_pages(report, what):
     pages = report["pages"]
     arrived = pages["zero"] + pages["hole"] + pages["pushed"] + pages["demanded"] + pages["copied"]
+    arrived += pages["kept"]
     require(pages["missing"] == 0, f"{what}: {pages['missing']} pages are missing")
     require(arrived == pages["total"],
             f"{what}: the pages do not add up: {arrived} arrived of {pages['total']}: {pages}")
