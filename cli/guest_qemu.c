@@ -73,6 +73,7 @@ int guest_qemu_idle(const char *name, struct jaunt_error *error)
 	if (result)
 		return result;
 	result = qemu_recover(&qemu.place, &remains, error);
+	bool waits = !result && remains == QEMU_NOTHING && qemu_can_be_taken_up(&qemu.place);
 	runtime_release(&claim);
 	if (result)
 		return error_context(
@@ -82,6 +83,13 @@ int guest_qemu_idle(const char *name, struct jaunt_error *error)
 			name);
 	if (remains == QEMU_COMMITTED)
 		return error_context(error, "%s", name);
+	if (waits)
+		return error_set(error, ESRCH, "receiver-gone",
+				 "%s: the process that received its guest died before all of it had "
+				 "come. The guest waits where it needs a page that is missing; `jaunt "
+				 "resume %s` goes on where that process was, if the source is still "
+				 "there",
+				 name, name);
 	if (remains == QEMU_CONTINUED)
 		return error_set(error, ENOENT, "unknown-vm",
 				 "%s is not being moved; the process that moved it had died before "
@@ -127,6 +135,27 @@ static void destroy(void *context, void *vm)
 	qemu_factory.destroy((void *)&host->qemu->place, vm);
 }
 
+static int take_up(void *context, void **vm, bool *runs, struct jaunt_error *error)
+{
+	struct guest_host *host = context;
+	struct guest_facts facts;
+	int result = qemu_factory.take_up((void *)&host->qemu->place, vm, runs, error);
+
+	if (result)
+		return result;
+	take_facts(*vm, &facts);
+	host->created(host->context, *vm, &facts);
+	return 0;
+}
+
+static void leave(void *context, void *vm)
+{
+	struct guest_host *host = context;
+
+	host->gone(host->context);
+	qemu_factory.let_go((void *)&host->qemu->place, vm);
+}
+
 static size_t differences(void *context, const struct jaunt_difference **out)
 {
 	struct guest_host *host = context;
@@ -138,6 +167,8 @@ static const struct jaunt_vm_factory factory = {
 	.create = create,
 	.destroy = destroy,
 	.differences = differences,
+	.take_up = take_up,
+	.let_go = leave,
 };
 
 const struct guest_kind guest_qemu_kind = {

@@ -75,6 +75,9 @@ void host_adopt(struct host *host, const struct guest_kind *kind, void *vm,
 int host_receive(struct host *host, const char *name, const struct guest_qemu *qemu,
 		 bool thread_backed, const struct jaunt_options *options,
 		 struct jaunt_error *error);
+/* The same of a guest that `qemu` has got, whose receiver died. */
+int host_take_up(struct host *host, const char *name, const struct guest_qemu *qemu,
+		 const struct jaunt_options *options, struct jaunt_error *error);
 /* From another thread: host_run() returns as soon as no migration is under way. */
 void host_leave(struct host *host);
 /* Until the VM is gone or stopped, or never came. The exit code. */

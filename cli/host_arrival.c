@@ -76,8 +76,8 @@ static void vm_gone(void *context)
 /* --- On the loop's -------------------------------------------------------------------------------
  */
 
-int host_receive(struct host *host, const char *name, const struct guest_qemu *qemu,
-		 bool thread_backed, const struct jaunt_options *options, struct jaunt_error *error)
+static void open_guests(struct host *host, const char *name, const struct guest_qemu *qemu,
+			bool thread_backed)
 {
 	if (qemu)
 		host->kind = &guest_qemu_kind;
@@ -88,9 +88,23 @@ int host_receive(struct host *host, const char *name, const struct guest_qemu *q
 					   .created = vm_created,
 					   .gone = vm_gone,
 					   .context = host};
+}
+
+int host_receive(struct host *host, const char *name, const struct guest_qemu *qemu,
+		 bool thread_backed, const struct jaunt_options *options, struct jaunt_error *error)
+{
+	open_guests(host, name, qemu, thread_backed);
 	host->shown = JAUNT_PHASE_WAITING;
 	return job_start_target(&host->job, host->kind->factory, &host->guests, options,
 				host->wake_fd, error);
+}
+
+int host_take_up(struct host *host, const char *name, const struct guest_qemu *qemu,
+		 const struct jaunt_options *options, struct jaunt_error *error)
+{
+	open_guests(host, name, qemu, false);
+	return job_start_take_up(&host->job, host->kind->factory, &host->guests, options,
+				 host->wake_fd, error);
 }
 
 void host_settle_name(struct host *host)

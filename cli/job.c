@@ -173,15 +173,20 @@ int job_start_source(struct job **out, const struct jaunt_vm_ops *ops, void *vm,
 	return result;
 }
 
-int job_start_target(struct job **out, const struct jaunt_vm_factory *factory, void *context,
-		     const struct jaunt_options *options, int wake_fd, struct jaunt_error *error)
+typedef int open_target(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
+			void *context, const struct jaunt_options *options,
+			struct jaunt_error *error);
+
+static int start_target(struct job **out, open_target *open, const struct jaunt_vm_factory *factory,
+			void *context, const struct jaunt_options *options, int wake_fd,
+			struct jaunt_error *error)
 {
 	struct job *job;
 	int result = create(&job, options, wake_fd, error);
 
 	if (result)
 		return result;
-	result = jaunt_target_open(&job->migration, factory, context, &job->options, error);
+	result = open(&job->migration, factory, context, &job->options, error);
 	if (!result) {
 		result = start(job, error);
 		if (result)
@@ -192,6 +197,18 @@ int job_start_target(struct job **out, const struct jaunt_vm_factory *factory, v
 	else
 		*out = job;
 	return result;
+}
+
+int job_start_target(struct job **out, const struct jaunt_vm_factory *factory, void *context,
+		     const struct jaunt_options *options, int wake_fd, struct jaunt_error *error)
+{
+	return start_target(out, jaunt_target_open, factory, context, options, wake_fd, error);
+}
+
+int job_start_take_up(struct job **out, const struct jaunt_vm_factory *factory, void *context,
+		      const struct jaunt_options *options, int wake_fd, struct jaunt_error *error)
+{
+	return start_target(out, jaunt_target_take_up, factory, context, options, wake_fd, error);
 }
 
 bool job_outgoing(const struct job *job)

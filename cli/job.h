@@ -21,6 +21,10 @@ int job_start_source(struct job **out, const struct jaunt_vm_ops *ops, void *vm,
 int job_start_target(struct job **out, const struct jaunt_vm_factory *factory, void *context,
 		     const struct jaunt_options *options, int wake_fd, struct jaunt_error *error);
 
+/* The same for a VM whose process of before died: see jaunt_target_take_up(). */
+int job_start_take_up(struct job **out, const struct jaunt_vm_factory *factory, void *context,
+		      const struct jaunt_options *options, int wake_fd, struct jaunt_error *error);
+
 bool job_outgoing(const struct job *job);
 bool job_push(const struct job *job);
 const char *job_peer(const struct job *job);

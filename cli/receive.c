@@ -13,9 +13,7 @@
 #include "cli/outcome.h"
 #include "cli/peer.h"
 #include "cli/quantity.h"
-#include "cli/report.h"
-#include "cli/snapshot.h"
-#include "cli/text.h"
+#include "cli/received.h"
 #include "cli/tracefile.h"
 #include "cli/vmname.h"
 
@@ -170,55 +168,6 @@ static int start(struct host *host, struct receive_arguments *arguments, struct 
 	return 0;
 }
 
-static void print_json(const struct host *host, const struct jaunt_error *error,
-		       enum jaunt_outcome outcome)
-{
-	struct jaunt_status status = host->arrived;
-	/* A VM that came and was stopped, or moved on, was received all the same. */
-	bool arrived = host->has_arrived && status.phase == JAUNT_PHASE_COMPLETED;
-
-	if (error->code) {
-		status = (struct jaunt_status){.phase = JAUNT_PHASE_FAILED,
-					       .vm_is_at = JAUNT_AT_SOURCE};
-		snprintf(status.reason, sizeof(status.reason), "%s", error->reason);
-		snprintf(status.error, sizeof(status.error), "%s", error->text);
-	}
-	json_t *object = report_json("jaunt.receive/1", &status, arrived ? JAUNT_DONE : outcome);
-	json_object_set_new(object, "exit_code", json_integer((json_int_t)outcome));
-	json_object_set_new(object, "name", text_json(host_name(host)));
-	bool account = arrived && !host->kind->separate;
-	json_t *guest =
-		account ? guest_account_json(&host->account,
-					     host->has_touches ? &host->touches : NULL, host->check)
-			: json_null();
-	if (account)
-		json_object_set_new(guest, "waited_us", text_real(host->waited_us));
-	json_object_set_new(object, "guest", guest);
-	json_object_set_new(
-		object, "onward",
-		host->has_left ? report_json("jaunt.migrate/1", &host->left, host->left_outcome)
-			       : json_null());
-	text_print_json(object);
-}
-
-static void print_words(const struct host *host)
-{
-	char p50[TEXT_ROOM], p99[TEXT_ROOM], most[TEXT_ROOM];
-	const struct jaunt_percentiles *faults = &host->arrived.fault_latency_us;
-
-	if (!host->has_arrived || host->arrived.phase != JAUNT_PHASE_COMPLETED)
-		return;
-	report_print_arrival(stdout, host_name(host), &host->arrived);
-	if (faults->count)
-		printf("  faults      %llu, p50 %s, p99 %s, max %s\n",
-		       (unsigned long long)faults->count,
-		       text_microseconds(p50, sizeof(p50), faults->p50),
-		       text_microseconds(p99, sizeof(p99), faults->p99),
-		       text_microseconds(most, sizeof(most), faults->max));
-	if (host->check != GUEST_NOT_CHECKED)
-		host_print_account(host, stdout);
-}
-
 int command_receive(int argc, char **argv)
 {
 	static const struct argp argp = {
@@ -254,9 +203,9 @@ int command_receive(int argc, char **argv)
 		outcome = host_run(&host);
 	}
 	if (arguments.json)
-		print_json(&host, &error, outcome);
+		received_print_json(&host, &error, JAUNT_AT_SOURCE, outcome);
 	else
-		print_words(&host);
+		received_print(&host);
 	host_close(&host);
 	qemu_forget(&arguments.qemu.place);
 	free(arguments.trace);

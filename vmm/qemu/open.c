@@ -136,6 +136,14 @@ static int check_status(struct qemu *vm, struct jaunt_error *error)
 
 	if (result)
 		return result;
+	if (vm->taken_up) {
+		vm->spent = strcmp(status, "running") != 0;
+		return strcmp(status, "inmigrate") != 0
+			       ? 0
+			       : error_set(error, ENOENT, "nothing-to-resume",
+					   "there is nothing to go on with: this QEMU has got no "
+					   "guest, it waits for one");
+	}
 	if (vm->incoming && strcmp(status, "inmigrate") != 0)
 		return error_set(error, EINVAL, "qemu-state",
 				 "this QEMU does not wait for a guest, it says \"%s\": start it "
@@ -160,7 +168,8 @@ static int open_agent(struct qemu *vm, struct jaunt_error *error)
 		result = attach_open(&vm->attach, path, error);
 	/* Its first slots are for userfaultfds. One that has nothing to wait for any more has
 	 * nothing to keep either. */
-	for (unsigned slot = 0; result == 0 && vm->incoming && slot < AGENT_USERFAULTFD_SLOTS;
+	for (unsigned slot = 0; result == 0 && vm->incoming && !vm->taken_up &&
+				slot <= AGENT_LEDGER_SLOT;
 	     slot++)
 		attach_drop(&vm->attach, slot, NULL);
 	return result;
@@ -185,7 +194,11 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	if (!vm->incoming &&
 	    (result = regions_are_whole(&vm->regions, qmp_process(vm->qmp), error)))
 		return result;
+	if (!vm->incoming) /* all of it came, so nobody needs that any more */
+		attach_drop(&vm->attach, AGENT_LEDGER_SLOT, NULL);
 	describe_regions(vm);
+	if (vm->taken_up)
+		return 0;
 	/* Ahead of the migration, which it would make longer. */
 	if (!vm->incoming) {
 		result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
@@ -198,7 +211,9 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	return settings_make(&vm->settings, vm->qmp, error);
 }
 
-static int open_one(struct qemu **out, const struct qemu_place *place, bool incoming,
+enum purpose { TO_LEAVE, TO_ARRIVE, TO_TAKE_UP };
+
+static int open_one(struct qemu **out, const struct qemu_place *place, enum purpose purpose,
 		    struct jaunt_error *error)
 {
 	struct qemu *vm = calloc(1, sizeof(*vm));
@@ -206,7 +221,8 @@ static int open_one(struct qemu **out, const struct qemu_place *place, bool inco
 	if (!vm)
 		return error_set(error, ENOMEM, "no-memory", "out of memory");
 	vm->place = place;
-	vm->incoming = incoming;
+	vm->incoming = purpose != TO_LEAVE;
+	vm->taken_up = purpose == TO_TAKE_UP;
 	vm->attach.fd = vm->pidfd = vm->stream_fd = -1;
 	int result = take_hold(vm, error);
 	if (result) {
@@ -219,7 +235,7 @@ static int open_one(struct qemu **out, const struct qemu_place *place, bool inco
 
 int qemu_open(struct qemu **out, const struct qemu_place *place, struct jaunt_error *error)
 {
-	return open_one(out, place, false, error);
+	return open_one(out, place, TO_LEAVE, error);
 }
 
 void qemu_close(struct qemu *vm)
@@ -355,7 +371,7 @@ static int create(void *context, const struct jaunt_description *wanted, void **
 		  struct jaunt_error *error)
 {
 	struct qemu *vm = NULL;
-	int result = open_one(&vm, context, true, error);
+	int result = open_one(&vm, context, TO_ARRIVE, error);
 
 	if (result)
 		return result;
@@ -383,8 +399,27 @@ static void destroy(void *context, void *made)
 		 * before. */
 		for (unsigned slot = 0; slot < vm->slots_used; slot++)
 			attach_drop(&vm->attach, slot, NULL);
+		attach_drop(&vm->attach, AGENT_LEDGER_SLOT, NULL);
 	}
 	qemu_close(vm);
+}
+
+static int take_up(void *context, void **out, bool *runs, struct jaunt_error *error)
+{
+	struct qemu *vm = NULL;
+	int result = open_one(&vm, context, TO_TAKE_UP, error);
+
+	if (result)
+		return result;
+	*runs = !vm->spent;
+	*out = vm;
+	return 0;
+}
+
+static void let_go(void *context, void *found)
+{
+	(void)context;
+	qemu_close(found);
 }
 
 const struct jaunt_vm_factory qemu_factory = {
@@ -392,6 +427,8 @@ const struct jaunt_vm_factory qemu_factory = {
 	.create = create,
 	.destroy = destroy,
 	.differences = differences,
+	.take_up = take_up,
+	.let_go = let_go,
 };
 
 /* --- After a death -----------------------------------------------------------------------------

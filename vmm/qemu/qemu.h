@@ -55,6 +55,10 @@ enum qemu_remains {
 int qemu_recover(const struct qemu_place *place, enum qemu_remains *remains,
 		 struct jaunt_error *error);
 
+/* Whether a process that took a guest in here died before all of it had come, so that
+ * qemu_factory.take_up() can go on. Call it only where no living process moves this VM. */
+bool qemu_can_be_taken_up(const struct qemu_place *place);
+
 /* What it has, for display. */
 struct qemu_facts {
 	char name[64]; /* -name, else that of its monitor's file */
@@ -66,7 +70,8 @@ void qemu_facts(const struct qemu *vm, struct qemu_facts *facts);
 /* `vm` is a struct qemu. */
 extern const struct jaunt_vm_ops qemu_ops;
 /* `context` is a struct qemu_place, of a QEMU that was started with -incoming defer. create() takes
- * that QEMU; destroy() leaves it waiting, or ends it if it was given a state to load. */
+ * that QEMU; destroy() leaves it waiting, or ends it if it was given a state to load. take_up() takes
+ * one that a process before had given a state to; its settings stay as that one left them. */
 extern const struct jaunt_vm_factory qemu_factory;
 
 #endif

@@ -145,8 +145,8 @@ int regions_are_whole(const struct regions *regions, pid_t process, struct jaunt
 	return error_set(
 		error, EBUSY, "incomplete-memory",
 		"pages of \"%s\" have not arrived yet, this guest is still on its way here; "
-		"wait until its `jaunt receive` ends, or, if that died, end this QEMU and run "
-		"the guest where it came from by `jaunt resume VM --peer-fenced`",
+		"wait until its `jaunt receive` ends, or, if that died, go on with it by `jaunt "
+		"resume qemu:SOCKET` here; if the source is lost, too, end this QEMU",
 		awaited->id);
 }
 

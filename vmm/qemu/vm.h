@@ -17,6 +17,7 @@
 struct qemu {
 	const struct qemu_place *place;
 	bool incoming; /* it was started to take a guest in */
+	bool taken_up; /* by a process that died since */
 	bool spent;    /* and was given a state to load: of no use any more until that guest runs */
 	bool stopped, committed; /* by us, or about to be: as the record says or would say */
 	struct qmp *qmp;
@@ -42,6 +43,10 @@ int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
 
 /* The guest is not committed, or not any more, whatever becomes of the record. */
 void qemu_take_back(struct qemu *vm, bool stopped);
+
+/* takeup.c: as their namesakes in jaunt.h. */
+int qemu_keep(void *context, int fd, struct jaunt_error *error);
+int qemu_kept(void *context, struct jaunt_error *error);
 
 bool qemu_is_gone(const struct qemu *vm, int patience_ms);
 /* Ends QEMU, by force if it does not listen; 0 once it is gone: then no vCPU of it will ever run.

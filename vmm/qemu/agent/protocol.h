@@ -21,6 +21,7 @@
  * userfaultfds, then whatever files Jaunt wants to find again after its own death. */
 #define AGENT_SLOTS             32
 #define AGENT_USERFAULTFD_SLOTS 16
+#define AGENT_LEDGER_SLOT       AGENT_USERFAULTFD_SLOTS /* of a guest that is on its way here */
 
 enum agent_request {
 	AGENT_HELLO = 1, /* reply: value is the agent's process */
