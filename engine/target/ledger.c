@@ -8,7 +8,8 @@
  * It is locked through a second open file of the same memfd, one that is never passed on: a lock
  * belongs to the open file, and the copy that somebody else keeps would hold it for ever. The
  * kernel closes it when the last thread of the process has gone, and so no thread of a dead owner
- * can still be at work on a page when the next one has the lock.
+ * can still be at work on a page when the next one has the lock. What its rings still had under way
+ * ends in buffers of its own, never in guest memory.
  */
 #include "engine/target/ledger.h"
 

@@ -272,8 +272,8 @@ int target_serve_postcopy(struct target *target, struct jaunt_error *error)
 	uint64_t look_ns = clock_ns() + PROGRESS_NS;
 	struct telling telling = {.progress_ns = look_ns};
 
-	/* In doubt until the source came back: it waits for more than RESUMED. */
-	if (target->link_epoch && target->linked)
+	/* In doubt until the source came back, and then lost again. */
+	if (target->link_epoch && target->linked && !target->agreed)
 		target_rejoin_agree(target);
 	while (pagemap_missing(&shared->map)) {
 		Jaunt__Control *message;

@@ -22,6 +22,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/target/target.h"
 #include "engine/trace.h"
@@ -140,14 +141,13 @@ void target_say_resumed(struct target *target)
 	link_send(&target->link, &message);
 }
 
-void target_rejoin_agree(struct target *target)
+static void want_channels(struct target *target)
 {
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Ready ready = JAUNT__READY__INIT;
 
 	target->agreed = true;
 	target->away = false;
-	target_say_resumed(target);
 	/* With nothing missing COMPLETE follows, and no page channel is needed any more. */
 	if (!pagemap_missing(&target->shared.map))
 		return;
@@ -159,4 +159,31 @@ void target_rejoin_agree(struct target *target)
 	message.message_case = JAUNT__CONTROL__MESSAGE_READY;
 	message.ready = &ready;
 	link_send(&target->link, &message);
+}
+
+void target_rejoin_agree(struct target *target)
+{
+	target_say_resumed(target);
+	want_channels(target);
+}
+
+void target_rejoin_attach(struct target *target)
+{
+	uint64_t until = target_deadline(target);
+
+	want_channels(target);
+	while (!(target->agreed && !target->channels_wanted) && clock_ns() < until &&
+	       !atomic_load(&target->base.abandon)) {
+		Jaunt__Control *message;
+		int result = target_turn(target, until, &message);
+		if (result < 0 && target->linked)
+			target_lose_link(target);
+		if (result != 1)
+			continue;
+		/* Over a link that has taken the place of this one. */
+		bool again = message->message_case == JAUNT__CONTROL__MESSAGE_COMMIT;
+		control_free(message);
+		if (again)
+			want_channels(target);
+	}
 }

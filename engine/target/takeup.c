@@ -39,11 +39,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "engine/target/target.h"
 #include "engine/trace.h"
+
+#define LISTEN_NS       UINT64_C(5000000000)
+#define LISTEN_AGAIN_NS 20000000
 
 /* --- Writing it down ----------------------------------------------------------------------------
  */
@@ -240,6 +244,21 @@ static int take_memory(struct target *target, struct jaunt_error *error)
 	return 0;
 }
 
+/* Where the dead process listened. Its socket may outlive it for a moment: the kernel takes its rings
+ * apart, and what they wait for, on a thread of its own. */
+static int listen_again(struct target *target, struct jaunt_error *error)
+{
+	uint64_t until = clock_ns() + LISTEN_NS;
+
+	for (;;) {
+		int result = target_listen(target, error);
+		if (result == 0 || strcmp(error->reason, "port-in-use") != 0 || clock_ns() >= until)
+			return result;
+		error_clear(error);
+		nanosleep(&(struct timespec){.tv_nsec = LISTEN_AGAIN_NS}, NULL);
+	}
+}
+
 static int take_up(struct target *target, bool runs, struct jaunt_error *error)
 {
 	int result;
@@ -248,10 +267,11 @@ static int take_up(struct target *target, bool runs, struct jaunt_error *error)
 	take_state(target, runs);
 	result = take_memory(target, error);
 	if (result == 0)
-		result = target_listen(target, error);
+		result = listen_again(target, error);
 	if (result < 0)
 		return result;
 	target->taken_up = target->prepared = true;
+	target->link.closed = true; /* there has been none */
 	target->base.moving_ns = clock_ns();
 	target->base.status.phase = target->ran ? JAUNT_PHASE_POSTCOPY : JAUNT_PHASE_IN_DOUBT;
 	return 0;

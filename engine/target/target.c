@@ -117,6 +117,8 @@ static int move(struct target *target, struct jaunt_error *error)
 		error_clear(error);
 		break;
 	}
+	if (target->link_epoch && target->linked)
+		target_rejoin_attach(target);
 	if (target_resume(target, clock_ns(), error) < 0)
 		return hand_back(target, error);
 	return target_serve_postcopy(target, error);

@@ -164,6 +164,9 @@ bool target_rejoin_take(struct target *target, const Jaunt__Control *message);
 /* COMMIT was heard on a link that came back: says what the source may have missed, and wants all
  * channels anew if pages are missing. */
 void target_rejoin_agree(struct target *target);
+/* COMMIT was heard on a link that came back, and the VM is yet to run: wants all channels, and waits
+ * for them, since running it may take pages. At most the peer timeout: it runs in any case. */
+void target_rejoin_attach(struct target *target);
 /* The source's HELLO is answered and believed; -errno: there is no going on with it. */
 int target_take_hello(struct target *target, const Jaunt__Hello *hello, struct jaunt_error *error);
 /* RESUMED, with what was noted at the first entry. */

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jaunt's process dies at the target, and another goes on where it was: `jaunt resume qemu:SOCKET`."""
+
+import lab
+import recovery
+from migrating import DONE, FAILED
+
+ON_DEMAND = ("--mode", "post-copy", "--push", "off")
+
+
+class Resume(lab.Case):
+    shape = lab.Shape(devices=True, vcpus=2)
+
+    def begin(self, *options, dies=None):
+        """(guest, target, receive, migrate). `dies`: where the receiver kills itself."""
+        guest = self.guest()
+        target = guest.start_qemu(incoming=True)
+        self.addCleanup(lambda: target is guest.here or target.end())
+        environment = {"JAUNT_INJECT": f"target.side.kill.{dies}"} if dies else None
+        receive = guest.site.start("receive", "tcp:127.0.0.1:0", "--as", target.vm, "--json",
+                                   environment=environment)
+        peer = receive.line(r"ready: listening on (\S+) as").group(1)
+        migrate = guest.site.start("migrate", guest.here.vm, peer, "--json", *options)
+        return guest, target, receive, migrate
+
+    def resume(self, guest, target, dies=None):
+        environment = {"JAUNT_INJECT": f"target.side.kill.{dies}"} if dies else None
+        process = guest.site.start("resume", target.vm, "--json", environment=environment)
+        process.line("ready: listening on")
+        return process
+
+    def dead(self, process):
+        """It has killed itself, as it was told to."""
+        self.assertEqual(process.wait(60), -9, process.transcript())
+
+    def completes(self, guest, target, resume, migrate):
+        """Both ends say so, the pages add up, and the guest finds nothing wrong with any of them."""
+        there, here = guest.finish(target, resume, migrate)
+        self.assertEqual(here["pages"]["kept"], there["pages"]["kept"])
+        guest.until_beats()
+        guest.check()
+        return here
+
+    def in_post_copy(self):
+        parts = self.begin(*ON_DEMAND)
+        recovery.until_phase(parts[0].site, parts[0].here.vm, "post-copy")
+        recovery.until_phase(parts[0].site, parts[1].vm, "post-copy")
+        return parts
+
+    def push(self, guest, target):
+        code, answer = guest.site.run("set", target.vm, "push=on")
+        self.assertEqual(code, DONE, answer.transcript())
+
+    # --- At any moment of post-copy ------------------------------------------------------------------
+
+    def test_killed_twice_in_a_row_with_pages_missing(self):
+        guest, target, receive, migrate = self.in_post_copy()
+        receive.kill()
+        code, answer = guest.site.run("status", target.vm)
+        self.assertEqual(code, FAILED, answer.transcript())
+        self.assertIn(f"jaunt resume {target.vm}", "\n".join(answer.output["stderr"]))
+        first = self.resume(guest, target)
+        recovery.until_phase(guest.site, target.vm, "post-copy")
+        # One at a time.
+        code, answer = guest.site.run("resume", target.vm)
+        self.assertEqual(code, FAILED, answer.transcript())
+        first.kill()
+        second = self.resume(guest, target)
+        recovery.until_phase(guest.site, target.vm, "post-copy")
+        self.push(guest, target)
+        report = self.completes(guest, target, second, migrate)
+        self.assertGreater(report["pages"]["kept"], 0)
+        code, answer = guest.site.run("resume", target.vm, "--json")
+        self.assertEqual((code, answer.json()["reason"]), (FAILED, "nothing-to-resume"))
+
+    def settles(self, mode, dies):
+        guest, target, receive, migrate = self.begin(*mode, dies=dies)
+        self.dead(receive)
+        self.completes(guest, target, self.resume(guest, target), migrate)
+
+    def test_killed_with_pages_claimed(self):
+        self.settles(("--mode", "post-copy"), "claimed:nth=2000")
+
+    def test_killed_with_pages_visible_and_not_yet_present(self):
+        self.settles(("--mode", "post-copy"), "visible:nth=2000")
+
+    def test_killed_in_hybrid_with_older_copies_in_the_file(self):
+        for dies in ("claimed:nth=20", "written:nth=20", "visible:nth=20"):
+            with self.subTest(dies):
+                self.settles(("--mode", "hybrid", "--max-rounds", "1"), dies)
+
+    def test_killed_again_and_again_while_pages_come(self):
+        guest, target, receive, migrate = self.begin("--mode", "post-copy", dies="visible:nth=50")
+        self.dead(receive)
+        for dies in ("visible:nth=700", "claimed:nth=900", "visible:nth=1200"):
+            self.dead(self.resume(guest, target, dies=dies))
+        self.completes(guest, target, self.resume(guest, target), migrate)
+
+    # --- Before it ran, and at the end ----------------------------------------------------------------
+
+    def test_killed_when_commit_was_heard_and_the_guest_has_not_run(self):
+        self.settles(("--mode", "post-copy"), "after-commit")
+
+    def test_killed_before_it_was_loaded_there_is_nothing_to_go_on_with(self):
+        guest, target, receive, migrate = self.begin("--mode", "post-copy", dies="before-commit")
+        self.dead(receive)
+        self.assertEqual(migrate.wait(60), FAILED, migrate.transcript())
+        code, answer = guest.site.run("resume", target.vm, "--json")
+        self.assertEqual((code, answer.json()["reason"]), (FAILED, "nothing-to-resume"),
+                         answer.transcript())
+        self.assertNotEqual(target.status(), "running")
+        target.end()
+        guest.until_beats()
+        guest.check()
+
+    # --- What cannot be ---------------------------------------------------------------------------------
+
+    def test_a_source_that_is_gone_too_is_said_to_be(self):
+        guest, target, receive, migrate = self.in_post_copy()
+        receive.kill()
+        migrate.kill()
+        resume = self.resume(guest, target)
+        recovery.until_phase(guest.site, target.vm, "blocked")
+        code, answer = guest.site.run("status", target.vm, "--json")
+        migration = answer.json()["vms"][0]["migration"]
+        self.assertEqual(migration["reason"], "taken-up", answer.transcript())
+        self.assertIn("until the source comes back", migration["error"])
+        self.assertTrue(resume.running())
+        target.process.kill()
+        resume.wait(30)
+        self.assertEqual(resume.json()["reason"], "vm-gone", resume.transcript())
+        lab.end_guests()
+
+    def test_a_qemu_that_is_gone_or_has_got_no_guest(self):
+        guest = self.guest()
+        target = guest.start_qemu(incoming=True)
+        code, answer = guest.site.run("resume", target.vm, "--json")
+        self.assertEqual((code, answer.json()["reason"]), (FAILED, "nothing-to-resume"))
+        target.end()
+        code, answer = guest.site.run("resume", target.vm, "--json")
+        self.assertEqual((code, answer.json()["reason"]), (FAILED, "qemu-unreachable"))
