@@ -13,6 +13,7 @@
 #include "cli/runtime.h"
 #include "cli/snapshot.h"
 #include "cli/text.h"
+#include "cli/vmname.h"
 
 struct status_arguments {
 	const char *name;
@@ -156,6 +157,9 @@ static void print_advice(const json_t *vm)
 	       "  disks and network) and say `jaunt resume %s --peer-fenced`; to give the VM up,\n"
 	       "  `jaunt cancel %s --abandon`.\n",
 	       name, name);
+	if (vmname_monitor(name) && strcmp(text_of(migration, "direction"), "outgoing") == 0)
+		printf("  If only Jaunt's process died there, `jaunt resume qemu:SOCKET` there goes "
+		       "on.\n");
 }
 
 /* What of the fabric is in use, where there is one. */
