@@ -84,12 +84,13 @@ int guest_qemu_idle(const char *name, struct jaunt_error *error)
 	if (remains == QEMU_COMMITTED)
 		return error_context(error, "%s", name);
 	if (waits)
-		return error_set(error, ESRCH, "receiver-gone",
-				 "%s: the process that received its guest died before all of it had "
-				 "come. The guest waits where it needs a page that is missing; `jaunt "
-				 "resume %s` goes on where that process was, if the source is still "
-				 "there",
-				 name, name);
+		return error_set(
+			error, ESRCH, "receiver-gone",
+			"%s: the process that received its guest died before all of it had "
+			"come. The guest waits where it needs a page that is missing; `jaunt "
+			"resume %s` goes on where that process was, if the source is still "
+			"there",
+			name, name);
 	if (remains == QEMU_CONTINUED)
 		return error_set(error, ENOENT, "unknown-vm",
 				 "%s is not being moved; the process that moved it had died before "

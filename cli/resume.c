@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Two things that an operator may want of a VM whose migration was broken off: to run it here since
- * the other host is fenced, which its owner is asked for; and, of a guest in QEMU whose owner at the
- * target died, to be its owner and go on.
+ * the other host is fenced, which its owner is asked for; and, of a guest in QEMU whose owner at
+ * the target died, to be its owner and go on.
  */
 #include "cli/command.h"
 
@@ -161,7 +161,8 @@ int command_resume(int argc, char **argv)
 		options,
 		parse,
 		"VM --peer-fenced\nqemu:SOCKET",
-		"With --peer-fenced: runs a VM here whose other host has been fenced, at the source "
+		"With --peer-fenced: runs a VM here whose other host has been fenced, at the "
+		"source "
 		"from the state in which it was handed over, at the target if all of its memory "
 		"has arrived.\n"
 		"Without, at the target: goes on with a guest of QEMU whose `jaunt receive` died "

@@ -158,7 +158,8 @@ static void print_advice(const json_t *vm)
 	       "  `jaunt cancel %s --abandon`.\n",
 	       name, name);
 	if (vmname_monitor(name) && strcmp(text_of(migration, "direction"), "outgoing") == 0)
-		printf("  If only Jaunt's process died there, `jaunt resume qemu:SOCKET` there goes "
+		printf("  If only Jaunt's process died there, `jaunt resume qemu:SOCKET` there "
+		       "goes "
 		       "on.\n");
 }
 

@@ -363,11 +363,12 @@ int jaunt_target_open(struct jaunt_migration **out, const struct jaunt_vm_factor
 		      void *context, const struct jaunt_options *options,
 		      struct jaunt_error *error);
 
-/* Goes on with a migration into a VM that lives on after the process of its target died: once it was
- * loaded, with pages missing or not. Listens where that process listened, when it returns; the
+/* Goes on with a migration into a VM that lives on after the process of its target died: once it
+ * was loaded, with pages missing or not. Listens where that process listened, when it returns; the
  * source comes back by itself. Of the options only trace_path, phase_changed and context count, and
  * peer_timeout_ms if it is not 0. Reasons beside those of the driver: "nothing-to-resume",
- * "name-taken" (that process lives), "bad-ledger" (what was kept makes no sense to this version). */
+ * "name-taken" (that process lives), "bad-ledger" (what was kept makes no sense to this version).
+ */
 int jaunt_target_take_up(struct jaunt_migration **out, const struct jaunt_vm_factory *factory,
 			 void *context, const struct jaunt_options *options,
 			 struct jaunt_error *error);

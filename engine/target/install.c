@@ -69,8 +69,8 @@ int install_open_ledger(struct install *install, struct guestmem *memory, struct
 	uint64_t largest = guestmem_largest_page(memory);
 	for (size_t i = 0; i < memory->region_count; i++) {
 		install->written[i] = ledger ? ledger->written[i] : NULL;
-		install->in_file[i] = ledger ? ledger->in_file[i]
-					     : map_bits(in_file_bytes(&memory->regions[i]));
+		install->in_file[i] =
+			ledger ? ledger->in_file[i] : map_bits(in_file_bytes(&memory->regions[i]));
 		if (!install->in_file[i]) {
 			install_close(install);
 			return -ENOMEM;
@@ -576,8 +576,7 @@ void install_wake_all(struct install *install, size_t region)
 	uint64_t step = install->shards == 1 ? at->pages : GIB(1) / at->page_bytes;
 
 	for (uint64_t page = 0; page < at->pages; page += step)
-		wake(install, at, page,
-		     at->pages - page < step ? at->pages - page : step);
+		wake(install, at, page, at->pages - page < step ? at->pages - page : step);
 }
 
 bool install_in_file(const struct install *install, size_t region, uint64_t page)

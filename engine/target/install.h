@@ -36,9 +36,9 @@ struct install {
 	 * between the last byte and the call that makes the page visible, never cleared. */
 	_Atomic uint64_t *written[JAUNT_MAX_REGIONS];
 	const struct ledger *ledger; /* has the bitmaps, not owned; NULL: they are this struct's */
-	_Atomic bool stop;          /* gives up waiting for memory */
-	_Atomic uint32_t no_memory; /* threads that wait for memory right now */
-	_Atomic bool broken;        /* a page could not be made visible, and never will be */
+	_Atomic bool stop;           /* gives up waiting for memory */
+	_Atomic uint32_t no_memory;  /* threads that wait for memory right now */
+	_Atomic bool broken;         /* a page could not be made visible, and never will be */
 	_Atomic int broken_errno;
 	/* Called once, by whichever thread made the last missing page present. */
 	void (*complete)(void *user);
@@ -93,8 +93,9 @@ int install_place(struct install *install, size_t region, uint64_t first, uint64
 /* The same for zeros, of pages of one word. */
 int install_unplace(struct install *install, size_t region, uint64_t word, uint64_t mask);
 
-/* With a ledger, when the process that claimed these pages of a word is dead: those of them that the
- * guest may have seen. The others it has not, and what the file holds of them counts for nothing. */
+/* With a ledger, when the process that claimed these pages of a word is dead: those of them that
+ * the guest may have seen. The others it has not, and what the file holds of them counts for
+ * nothing. */
 uint64_t install_seen(const struct install *install, size_t region, uint64_t word,
 		      uint64_t claimed);
 /* Wakes whoever waits anywhere in the region: faults that nobody alive has read are read again. */

@@ -137,8 +137,7 @@ static int lock(struct ledger *ledger)
 bool ledger_fits(const struct guestmem *memory)
 {
 	for (size_t i = 0; i < memory->region_count; i++)
-		if (memory->regions[i].page_bytes != PAGE ||
-		    memory->regions[i].pages > PAGES_MOST)
+		if (memory->regions[i].page_bytes != PAGE || memory->regions[i].pages > PAGES_MOST)
 			return false;
 	return true;
 }
@@ -253,9 +252,8 @@ uint64_t ledger_missing(const struct ledger *ledger)
 	for (size_t i = 0; i < ledger->region_count; i++) {
 		missing += ledger->pages[i];
 		for (uint64_t word = 0; word < (ledger->pages[i] + 63) / 64; word++)
-			missing -= (uint64_t)__builtin_popcountll(
-				atomic_load_explicit(&ledger->present[i][word],
-						     memory_order_relaxed));
+			missing -= (uint64_t)__builtin_popcountll(atomic_load_explicit(
+				&ledger->present[i][word], memory_order_relaxed));
 	}
 	return missing;
 }

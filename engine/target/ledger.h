@@ -2,8 +2,8 @@
 /*
  * The ledger: what a target must know of a migration to go on with it after the death of its
  * process, in a memory file that whoever keeps the VM alive keeps open. In it lie the page map and
- * what install.h notes of the memory file, as they are used, so nothing is written down twice; and a
- * header that says whose they are and how far the migration has come.
+ * what install.h notes of the memory file, as they are used, so nothing is written down twice; and
+ * a header that says whose they are and how far the migration has come.
  *
  * It is for a VM that outlives the process, of pages of 4 KiB. One process at a time has it: it is
  * locked, and the kernel takes the lock away when every thread of its owner is gone.
@@ -49,8 +49,8 @@ struct ledger_header {
 	char peer[508]; /* the address, as it was given */
 	char vm[64], mode[16];
 
-	/* Each stored (release) by the thread that works through the phases, what belongs to a state
-	 * before the state. */
+	/* Each stored (release) by the thread that works through the phases, what belongs to a
+	 * state before the state. */
 	_Atomic uint32_t state; /* enum ledger_state */
 	_Atomic uint32_t epoch; /* of the last attachment */
 	_Atomic uint32_t complete_first;
@@ -79,7 +79,8 @@ bool ledger_fits(const struct guestmem *memory);
 /* A new one for such memory, locked; the caller fills in what else is in the header. -errno. */
 int ledger_create(struct ledger *ledger, const struct guestmem *memory);
 /* One that was kept (`fd` is taken over, on an error, too): checked, locked and mapped. Reasons:
- * "name-taken" (a living process has it), "bad-ledger" (it makes no sense, or not to this version). */
+ * "name-taken" (a living process has it), "bad-ledger" (it makes no sense, or not to this version).
+ */
 int ledger_open(struct ledger *ledger, int fd, struct jaunt_error *error);
 void ledger_close(struct ledger *ledger);
 

@@ -139,12 +139,11 @@ static int open_map(struct target *target)
 	struct target_shared *shared = &target->shared;
 	struct ledger *ledger = &target->ledger;
 
-	if (!ledger_is_open(ledger) && target->factory->ops->keep &&
-	    ledger_fits(&shared->memory) && ledger_create(ledger, &shared->memory) < 0)
+	if (!ledger_is_open(ledger) && target->factory->ops->keep && ledger_fits(&shared->memory) &&
+	    ledger_create(ledger, &shared->memory) < 0)
 		trace_event(target->base.lane, "ledger", "none: it cannot be taken up");
-	return ledger_is_open(ledger)
-		       ? pagemap_open_ledger(&shared->map, &shared->memory, ledger)
-		       : pagemap_open(&shared->map, &shared->memory);
+	return ledger_is_open(ledger) ? pagemap_open_ledger(&shared->map, &shared->memory, ledger)
+				      : pagemap_open(&shared->map, &shared->memory);
 }
 
 int target_open_memory(struct target *target, struct jaunt_error *error)

@@ -10,8 +10,8 @@
  *
  * Pages that it had claimed and not yet called present are in doubt. Each is settled by one
  * question: may the guest have seen it? If so its bytes are the guest's by now, and it is present;
- * nothing of the source's may be written there. If not, its claim is given up, and whatever the file
- * holds of it is overwritten when it comes. That both are right follows from install.c:
+ * nothing of the source's may be written there. If not, its claim is given up, and whatever the
+ * file holds of it is overwritten when it comes. That both are right follows from install.c:
  *
  *   where `in_file` is clear, the file has nothing of an absent page. COPY and ZEROPAGE put a page
  *   there and map it in one step. So if the file has it, the guest may have seen it, and it has
@@ -26,13 +26,13 @@
  * After an answer of the kernel that says that somebody else maps pages (install.c, `broken`), this
  * does not hold: then all claims stay, and the guest blocks on those pages as before.
  *
- * Settling sets bits in an order that may be cut off anywhere: what is settled stays so, and the rest
- * is as much in doubt as it was.
+ * Settling sets bits in an order that may be cut off anywhere: what is settled stays so, and the
+ * rest is as much in doubt as it was.
  *
  * Never may both run. A VM of which COMMIT was heard runs, or ran; one that was loaded waits for
  * COMMIT or ABORT as before, from whoever shows the source's half of the secret. Between COMMIT and
- * the first entry nobody can say whether it ran: it waits for the source to repeat COMMIT, so that a
- * source that an operator has resumed meanwhile is not doubled, and it is never handed back.
+ * the first entry nobody can say whether it ran: it waits for the source to repeat COMMIT, so that
+ * a source that an operator has resumed meanwhile is not doubled, and it is never handed back.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -244,8 +244,8 @@ static int take_memory(struct target *target, struct jaunt_error *error)
 	return 0;
 }
 
-/* Where the dead process listened. Its socket may outlive it for a moment: the kernel takes its rings
- * apart, and what they wait for, on a thread of its own. */
+/* Where the dead process listened. Its socket may outlive it for a moment: the kernel takes its
+ * rings apart, and what they wait for, on a thread of its own. */
 static int listen_again(struct target *target, struct jaunt_error *error)
 {
 	uint64_t until = clock_ns() + LISTEN_NS;

@@ -82,8 +82,8 @@ struct target {
 /* Creates the VM that is asked for, takes its memory over and registers it. */
 int target_prepare(struct target *target, const Jaunt__Configure *configure,
 		   struct jaunt_error *error);
-/* Opens the VM's memory, the page map and the userfaultfds; with the target's ledger, or a new one if
- * it can have one. */
+/* Opens the VM's memory, the page map and the userfaultfds; with the target's ledger, or a new one
+ * if it can have one. */
 int target_open_memory(struct target *target, struct jaunt_error *error);
 /* A channel of the session has come (owned from here on): starts what it was waited for. */
 void target_attach(struct target *target, struct channel *channel, const struct attach *attach);
@@ -164,8 +164,9 @@ bool target_rejoin_take(struct target *target, const Jaunt__Control *message);
 /* COMMIT was heard on a link that came back: says what the source may have missed, and wants all
  * channels anew if pages are missing. */
 void target_rejoin_agree(struct target *target);
-/* COMMIT was heard on a link that came back, and the VM is yet to run: wants all channels, and waits
- * for them, since running it may take pages. At most the peer timeout: it runs in any case. */
+/* COMMIT was heard on a link that came back, and the VM is yet to run: wants all channels, and
+ * waits for them, since running it may take pages. At most the peer timeout: it runs in any case.
+ */
 void target_rejoin_attach(struct target *target);
 /* The source's HELLO is answered and believed; -errno: there is no going on with it. */
 int target_take_hello(struct target *target, const Jaunt__Hello *hello, struct jaunt_error *error);

@@ -168,9 +168,8 @@ static int open_agent(struct qemu *vm, struct jaunt_error *error)
 		result = attach_open(&vm->attach, path, error);
 	/* Its first slots are for userfaultfds. One that has nothing to wait for any more has
 	 * nothing to keep either. */
-	for (unsigned slot = 0; result == 0 && vm->incoming && !vm->taken_up &&
-				slot <= AGENT_LEDGER_SLOT;
-	     slot++)
+	for (unsigned slot = 0;
+	     result == 0 && vm->incoming && !vm->taken_up && slot <= AGENT_LEDGER_SLOT; slot++)
 		attach_drop(&vm->attach, slot, NULL);
 	return result;
 }

@@ -246,9 +246,9 @@ static void zero_one(uint64_t page, bool now)
 {
 	uint64_t installed = 0;
 
-	cr_assert_eq(install_zeros(&world.shared.install, 0, page, 1, now, &installed,
-				   &world.counters),
-		     0);
+	cr_assert_eq(
+		install_zeros(&world.shared.install, 0, page, 1, now, &installed, &world.counters),
+		0);
 	cr_assert_eq(installed, 1);
 }
 
@@ -272,12 +272,12 @@ Test(ledger, what_is_visible_counts_as_seen_before_it_is_present)
 		world_put_stale(&world, 0, page, 1);
 	install_hooks.before_present = expect_seen;
 	install_hooks.user = &times;
-	install_one(0);         /* COPY */
-	zero_one(1, true);      /* ZEROPAGE */
-	install_one(512);       /* over an older copy, CONTINUE */
-	zero_one(513, true);    /* an older copy punched, ZEROPAGE */
-	zero_one(514, false);   /* punched: zeros at the first touch */
-	install_one(700);       /* of a chunk with copies, this page being a hole */
+	install_one(0);       /* COPY */
+	zero_one(1, true);    /* ZEROPAGE */
+	install_one(512);     /* over an older copy, CONTINUE */
+	zero_one(513, true);  /* an older copy punched, ZEROPAGE */
+	zero_one(514, false); /* punched: zeros at the first touch */
+	install_one(700);     /* of a chunk with copies, this page being a hole */
 	install_hooks.before_present = NULL;
 	cr_assert_eq(times, 6);
 	/* A copy beside them that nobody has replaced. */
