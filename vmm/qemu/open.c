@@ -20,6 +20,7 @@
 #include "vmm/qemu/vm.h"
 
 #define GREETING_MS 5000
+#define LOOK_MS     1000
 #define END_MS      5000
 #define PREPARE_MS  2000
 
@@ -136,14 +137,6 @@ static int check_status(struct qemu *vm, struct jaunt_error *error)
 
 	if (result)
 		return result;
-	if (vm->taken_up) {
-		vm->spent = strcmp(status, "running") != 0;
-		return strcmp(status, "inmigrate") != 0
-			       ? 0
-			       : error_set(error, ENOENT, "nothing-to-resume",
-					   "there is nothing to go on with: this QEMU has got no "
-					   "guest, it waits for one");
-	}
 	if (vm->incoming && strcmp(status, "inmigrate") != 0)
 		return error_set(error, EINVAL, "qemu-state",
 				 "this QEMU does not wait for a guest, it says \"%s\": start it "
@@ -168,23 +161,56 @@ static int open_agent(struct qemu *vm, struct jaunt_error *error)
 		result = attach_open(&vm->attach, path, error);
 	/* Its first slots are for userfaultfds. One that has nothing to wait for any more has
 	 * nothing to keep either. */
-	for (unsigned slot = 0;
-	     result == 0 && vm->incoming && !vm->taken_up && slot <= AGENT_LEDGER_SLOT; slot++)
+	bool fresh = result == 0 && vm->incoming && !vm->taken_up;
+	for (unsigned slot = 0; fresh && slot < AGENT_USERFAULTFD_SLOTS; slot++)
 		attach_drop(&vm->attach, slot, NULL);
+	if (fresh)
+		qemu_keep_nothing(&vm->attach);
 	return result;
+}
+
+static int take_process(struct qemu *vm, struct jaunt_error *error)
+{
+	vm->started = commit_started(qmp_process(vm->qmp));
+	vm->pidfd = (int)syscall(SYS_pidfd_open, qmp_process(vm->qmp), 0);
+	if (vm->pidfd < 0)
+		return error_set(error, errno, "qemu-gone", "QEMU's process %ld: %s",
+				 (long)qmp_process(vm->qmp), strerror(errno));
+	return 0;
+}
+
+/* Its monitor's thread may wait for a page that is missing, and answer nothing until it comes: what
+ * must be known is kept. A guest of which COMMIT was heard and whose QEMU is silent counts as
+ * running, as it does when `cont` is not answered. */
+static int take_again(struct qemu *vm, struct jaunt_error *error)
+{
+	char status[RUNSTATE_MAX];
+	int result = qmp_connect(&vm->qmp, vm->place->monitor, error);
+
+	if (result == 0)
+		result = take_process(vm, error);
+	if (result == 0)
+		result = open_agent(vm, error);
+	if (result == 0)
+		result = qemu_remember(vm, error);
+	if (result)
+		return result;
+	describe_regions(vm);
+	result = runstate_ask(vm->qmp, LOOK_MS, status, error);
+	if (result && result != -ETIMEDOUT)
+		return result;
+	vm->spent = result == 0 && strcmp(status, "running") != 0;
+	return 0;
 }
 
 static int take_hold(struct qemu *vm, struct jaunt_error *error)
 {
 	int result = qmp_open(&vm->qmp, vm->place->monitor, GREETING_MS, error);
 
+	if (result == 0)
+		result = take_process(vm, error);
 	if (result)
 		return result;
-	vm->started = commit_started(qmp_process(vm->qmp));
-	vm->pidfd = (int)syscall(SYS_pidfd_open, qmp_process(vm->qmp), 0);
-	if (vm->pidfd < 0)
-		return error_set(error, errno, "qemu-gone", "QEMU's process %ld: %s",
-				 (long)qmp_process(vm->qmp), strerror(errno));
 	if ((result = check_status(vm, error)) || (result = learn_facts(vm, error)) ||
 	    (result = regions_find(&vm->regions, vm->qmp, QEMU_ANSWER_MS, error)) ||
 	    (result = open_agent(vm, error)))
@@ -194,10 +220,8 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	    (result = regions_are_whole(&vm->regions, qmp_process(vm->qmp), error)))
 		return result;
 	if (!vm->incoming) /* all of it came, so nobody needs that any more */
-		attach_drop(&vm->attach, AGENT_LEDGER_SLOT, NULL);
+		qemu_keep_nothing(&vm->attach);
 	describe_regions(vm);
-	if (vm->taken_up)
-		return 0;
 	/* Ahead of the migration, which it would make longer. */
 	if (!vm->incoming) {
 		result = config_collect(&vm->config, vm->qmp, QEMU_ANSWER_MS, error);
@@ -223,7 +247,7 @@ static int open_one(struct qemu **out, const struct qemu_place *place, enum purp
 	vm->incoming = purpose != TO_LEAVE;
 	vm->taken_up = purpose == TO_TAKE_UP;
 	vm->attach.fd = vm->pidfd = vm->stream_fd = -1;
-	int result = take_hold(vm, error);
+	int result = vm->taken_up ? take_again(vm, error) : take_hold(vm, error);
 	if (result) {
 		qemu_close(vm);
 		return error_context(error, "qemu:%s", place->monitor);
@@ -398,7 +422,7 @@ static void destroy(void *context, void *made)
 		 * before. */
 		for (unsigned slot = 0; slot < vm->slots_used; slot++)
 			attach_drop(&vm->attach, slot, NULL);
-		attach_drop(&vm->attach, AGENT_LEDGER_SLOT, NULL);
+		qemu_keep_nothing(&vm->attach);
 	}
 	qemu_close(vm);
 }
@@ -410,6 +434,7 @@ static int take_up(void *context, void **out, bool *runs, struct jaunt_error *er
 
 	if (result)
 		return result;
+	error_clear(error);
 	*runs = !vm->spent;
 	*out = vm;
 	return 0;

@@ -39,6 +39,7 @@ struct qmp {
 	size_t bytes, room; /* of `in`: read and not taken; allocated */
 	size_t looked;      /* so many bytes of it hold no end of line */
 	bool broken;        /* what comes next cannot be relied upon */
+	bool greeted, negotiated;
 };
 
 /* --- Bytes --------------------------------------------------------------------------------------
@@ -218,7 +219,8 @@ static int catch_up(struct qmp *qmp, struct jaunt_error *error)
 {
 	int result = qmp->broken ? gone(qmp, error) : 0;
 
-	for (int taken = 0; result == 0 && taken < BACKLOG;) {
+	/* Before it is negotiated nothing comes but the greeting. */
+	for (int taken = 0; result == 0 && qmp->negotiated && taken < BACKLOG;) {
 		json_t *message;
 		const char *end = line_end(qmp);
 		result = end ? take(qmp, end, &message, error) : read_some(qmp, error);
@@ -323,11 +325,18 @@ static uint64_t deadline_in(unsigned timeout_ms)
 	return clock_ns() + (uint64_t)timeout_ms * 1000000;
 }
 
+static int greet(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *error);
+
 int qmp_execute(struct qmp *qmp, const char *command, json_t *arguments, unsigned timeout_ms,
 		json_t **result, struct jaunt_error *error)
 {
-	int status = execute(qmp, command, arguments, -1, deadline_in(timeout_ms), result, error);
+	uint64_t deadline_ns = deadline_in(timeout_ms);
+	int status = qmp->negotiated ? 0 : greet(qmp, deadline_ns, error);
 
+	if (status)
+		json_decref(arguments);
+	else
+		status = execute(qmp, command, arguments, -1, deadline_ns, result, error);
 	if (status)
 		error_context(error, "QEMU: %s", command);
 	return status;
@@ -445,7 +454,7 @@ static int connect_to(struct qmp *qmp, const char *path, struct jaunt_error *err
 	return 0;
 }
 
-static int greet(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *error)
+static int take_greeting(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *error)
 {
 	int major = 0, minor = 0, micro = 0;
 	json_t *greeting;
@@ -464,12 +473,22 @@ static int greet(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *erro
 	    micro > 99)
 		return not_qmp(qmp, error, "the greeting is not that of a QEMU");
 	qmp->version = (unsigned)(major * 10000 + minor * 100 + micro);
-	return execute(qmp, "qmp_capabilities", NULL, -1, deadline_ns, NULL, error);
+	qmp->greeted = true;
+	return 0;
 }
 
-int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jaunt_error *error)
+static int greet(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *error)
 {
-	uint64_t deadline_ns = deadline_in(timeout_ms);
+	int result = qmp->greeted ? 0 : take_greeting(qmp, deadline_ns, error);
+
+	if (result == 0)
+		result = execute(qmp, "qmp_capabilities", NULL, -1, deadline_ns, NULL, error);
+	qmp->negotiated = result == 0;
+	return result;
+}
+
+int qmp_connect(struct qmp **out, const char *path, struct jaunt_error *error)
+{
 	struct qmp *qmp = calloc(1, sizeof(*qmp));
 	int result = -ENOMEM;
 
@@ -477,13 +496,29 @@ int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jau
 		*qmp = (struct qmp){.fd = -1, .events = json_array()};
 	if (!qmp || !qmp->events)
 		error_set(error, ENOMEM, "no-memory", "no memory for a monitor's client");
-	else if ((result = connect_to(qmp, path, error)) == 0 &&
-		 (result = greet(qmp, deadline_ns, error)))
-		error_context(error, "%s", path);
+	else
+		result = connect_to(qmp, path, error);
 	if (result)
 		qmp_close(qmp);
 	else
 		*out = qmp;
+	return result;
+}
+
+int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jaunt_error *error)
+{
+	struct qmp *qmp;
+	int result = qmp_connect(&qmp, path, error);
+
+	if (result)
+		return result;
+	result = greet(qmp, deadline_in(timeout_ms), error);
+	if (result) {
+		error_context(error, "%s", path);
+		qmp_close(qmp);
+	} else {
+		*out = qmp;
+	}
 	return result;
 }
 

@@ -25,6 +25,9 @@ struct qmp;
 
 /* Connects to a unix socket and negotiates. All of it within timeout_ms. */
 int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jaunt_error *error);
+/* The same for a QEMU that may not answer for now, its monitor's thread waiting for a page of the
+ * guest's: the first command negotiates, in its own time. */
+int qmp_connect(struct qmp **out, const char *path, struct jaunt_error *error);
 void qmp_close(struct qmp *qmp);
 
 /* Who listens at the socket, as the kernel says. */

@@ -6,6 +6,7 @@ import recovery
 from migrating import DONE, FAILED
 
 ON_DEMAND = ("--mode", "post-copy", "--push", "off")
+HYBRID = ("--mode", "hybrid", "--max-rounds", "1")
 
 
 class Resume(lab.Case):
@@ -84,10 +85,16 @@ class Resume(lab.Case):
     def test_killed_with_pages_visible_and_not_yet_present(self):
         self.settles(("--mode", "post-copy"), "visible:nth=2000")
 
-    def test_killed_in_hybrid_with_older_copies_in_the_file(self):
-        for dies in ("claimed:nth=20", "written:nth=20", "visible:nth=20"):
-            with self.subTest(dies):
-                self.settles(("--mode", "hybrid", "--max-rounds", "1"), dies)
+    # With older copies of pages in the file.
+
+    def test_killed_in_hybrid_with_pages_claimed(self):
+        self.settles(HYBRID, "claimed:nth=60")
+
+    def test_killed_in_hybrid_with_pages_in_the_file_and_not_yet_visible(self):
+        self.settles(HYBRID, "written:nth=60")
+
+    def test_killed_in_hybrid_with_pages_visible_and_not_yet_present(self):
+        self.settles(HYBRID, "visible:nth=60")
 
     def test_killed_again_and_again_while_pages_come(self):
         guest, target, receive, migrate = self.begin("--mode", "post-copy", dies="visible:nth=50")

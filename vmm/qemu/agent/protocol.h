@@ -21,7 +21,10 @@
  * userfaultfds, then whatever files Jaunt wants to find again after its own death. */
 #define AGENT_SLOTS             32
 #define AGENT_USERFAULTFD_SLOTS 16
-#define AGENT_LEDGER_SLOT       AGENT_USERFAULTFD_SLOTS /* of a guest that is on its way here */
+/* Of a guest that is on its way here: its ledger, what its QEMU is, its memory files. */
+#define AGENT_LEDGER_SLOT AGENT_USERFAULTFD_SLOTS
+#define AGENT_NOTE_SLOT   (AGENT_LEDGER_SLOT + 1)
+#define AGENT_FILE_SLOT   (AGENT_NOTE_SLOT + 1) /* and those behind it */
 
 enum agent_request {
 	AGENT_HELLO = 1, /* reply: value is the agent's process */
