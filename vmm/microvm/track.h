@@ -31,7 +31,8 @@ struct track {
 	pthread_mutex_t lock;
 	uint64_t *noted;       /* one bit a page, while on: reset, not yet emitted */
 	uint8_t *noted_groups; /* one byte for 4096 of them: look there */
-	bool unreset;          /* something was harvested that is not armed again */
+	uint64_t unreset;      /* entries that were harvested and are not armed again */
+	bool cut_short;        /* a reset was, and what it armed is not known */
 	bool broken;           /* a ring was harvested but not reset: everything may be dirty */
 
 	/* Guards `report`, and is held during a report, so that none is under way once it is NULL.

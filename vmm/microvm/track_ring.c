@@ -19,6 +19,7 @@
  * the ring when it leaves the guest. The collect of a VM that is paused sees all of them.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -31,6 +32,8 @@
 
 #define RING_MOST   UINT32_C(65536) /* entries, 16 bytes each */
 #define GROUP_PAGES UINT64_C(4096)
+/* So many signals, one after the other, are none. */
+#define RESETS_IN_VAIN 10000u
 
 static uint64_t pages_of(const struct microvm *vm)
 {
@@ -109,19 +112,33 @@ static void harvest(struct vcpu *vcpu)
 			return;
 		note(vcpu->vm, entry->slot & 0xffff, entry->offset);
 		__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
-		vcpu->vm->track.unreset = true;
+		vcpu->vm->track.unreset++;
 	}
 }
 
-/* Under the lock: until it returned, what was harvested is not armed. */
+/* Under the lock: until it returned, what was harvested is not armed. In Linux 6.16 and newer a
+ * signal, such as the kick of a pause, ends the call early: it says how many entries it has reset,
+ * and not that there are more; and some of those that it counts it has not armed (6.18, as tried).
+ * So signals wait; and should a call end early all the same, nothing that was noted is forgotten
+ * any more. */
 static void reset(struct microvm *vm)
 {
-	int result;
-	do
-		result = ioctl(vm->vm_fd, KVM_RESET_DIRTY_RINGS, 0);
-	while (result < 0 && (errno == EINTR || errno == EAGAIN));
-	vm->track.unreset = false;
-	if (result < 0)
+	unsigned in_vain = 0;
+	sigset_t all, before;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	do {
+		int result = ioctl(vm->vm_fd, KVM_RESET_DIRTY_RINGS, 0);
+		if (result < 0 && errno != EINTR && errno != EAGAIN)
+			vm->track.broken = true;
+		uint64_t done = result > 0 ? (uint64_t)result : 0;
+		in_vain = done ? 0 : in_vain + 1;
+		vm->track.unreset -= done < vm->track.unreset ? done : vm->track.unreset;
+		vm->track.cut_short |= vm->track.unreset != 0;
+	} while (vm->track.unreset && !vm->track.broken && in_vain < RESETS_IN_VAIN);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (vm->track.unreset)
 		vm->track.broken = true;
 }
 
@@ -146,7 +163,7 @@ static void harvest_all(struct microvm *vm)
 /* Emits what was noted, and forgets it if it is armed again. Under the lock. */
 static void emit_noted(struct microvm *vm, jaunt_dirty_run *emit, void *context)
 {
-	bool forget_it = !vm->track.unreset;
+	bool forget_it = !vm->track.unreset && !vm->track.cut_short;
 	const uint64_t words = GROUP_PAGES / 64;
 	for (uint64_t group = 0; group < group_count(vm); group++) {
 		if (!vm->track.noted_groups[group])
@@ -183,6 +200,7 @@ int track_ring_start(struct microvm *vm, struct jaunt_error *error)
 	pthread_mutex_lock(&vm->track.lock);
 	harvest_all(vm); /* what was left over when it was switched off */
 	reset(vm);
+	vm->track.cut_short = false; /* logging starts behind this: all is armed then */
 	vm->track.noted = map_zeros(noted_bytes(vm));
 	vm->track.noted_groups = map_zeros(group_count(vm));
 	bool ready = vm->track.noted && vm->track.noted_groups && !vm->track.broken;

@@ -6,10 +6,12 @@
  */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -89,7 +91,8 @@ static void expect_equal(const struct copy *copy)
 static void rest(unsigned ms)
 {
 	struct timespec time = {.tv_nsec = ms * 1000000L};
-	nanosleep(&time, NULL);
+	while (nanosleep(&time, &time) < 0)
+		;
 }
 
 struct plan {
@@ -230,6 +233,28 @@ Test(track, a_full_dirty_ring_loses_nothing)
 				     .pauses = 5,
 				     .rounds = 2,
 				     .round_ms = 200});
+}
+
+static void on_alarm(int signal)
+{
+	(void)signal;
+}
+
+/* As whoever embeds the engine may have them, and as the kick of a vCPU is one. */
+Test(track, signals_in_the_midst_of_a_reset_lose_nothing)
+{
+	struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+	struct itimerval often = {{0, 100}, {0, 100}}, never = {0};
+
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &often, NULL);
+	expect_follows((struct plan){.tracking = MICROVM_DIRTY_RING,
+				     .kind = TRACKER_DRIVER,
+				     .workload = "random:ws=32m",
+				     .pauses = 10,
+				     .rounds = 10,
+				     .round_ms = 5});
+	setitimer(ITIMER_REAL, &never, NULL);
 }
 
 static void expect_whole_pages(struct plan plan)
