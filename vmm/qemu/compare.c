@@ -105,6 +105,8 @@ struct words {
 		char text[SHOWN_MAX + 8];
 		size_t bytes;
 	} there, here; /* those of one side only */
+	bool other_release;
+	enum how how;
 };
 
 static void show_word(struct words_shown *shown, const char *word)
@@ -116,10 +118,21 @@ static void show_word(struct words_shown *shown, const char *word)
 	shown->bytes += bytes < 0 ? 0 : (size_t)bytes < left ? (size_t)bytes : left - 1;
 }
 
+/* Switches by which a release of QEMU makes the processor that an older one had; no features of it.
+ * They come with what they switch off, and go with the last machine type that needs them. */
+static bool is_compatibility(const char *word)
+{
+	return strncmp(word, "legacy-", 7) == 0 || strncmp(word, "x-", 2) == 0 ||
+	       strcmp(word, "full-cpuid-auto-level") == 0;
+}
+
 static void visit_word(void *context, const char *name, const char *source, const char *here)
 {
 	struct words *words = context;
 
+	if (words->other_release && (!source || !here) &&
+	    (is_compatibility(name) || (!source && words->how == HOW_OFFER)))
+		return;
 	if (!here)
 		show_word(&words->there, name);
 	else if (!source)
@@ -130,7 +143,7 @@ static void visit_word(void *context, const char *name, const char *source, cons
 static void compare_words(struct comparison *comparison, const char *item, const struct rule *rule,
 			  const char *source, const char *here)
 {
-	struct words words = {.there = {.bytes = 0}};
+	struct words words = {.other_release = comparison->other_release, .how = rule->how};
 	struct pairs a, b;
 	int result = pairs_of_words(&a, source);
 
@@ -330,7 +343,13 @@ static void compare_item(struct comparison *comparison, const char *item, const 
 	case HOW_LINES:
 		compare_lines(comparison, item, rule, source, here);
 		break;
+	case HOW_BOARD:
+		if (comparison->other_release) /* the buses and the machine type are compared */
+			break;
+		compare_words(comparison, item, rule, source, here);
+		break;
 	case HOW_WORDS:
+	case HOW_OFFER:
 		compare_words(comparison, item, rule, source, here);
 		break;
 	case HOW_STORAGE:

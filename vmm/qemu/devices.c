@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PATH_MAX_QOM 512
+#define PATH_MAX_QOM    512
+#define FEATURES_UNTOLD 100100 /* of this release of QEMU on features are not asked for */
 
 bool devices_is_plain(const char *type)
 {
@@ -49,25 +50,41 @@ static bool is_of_its_life(const char *name)
 /* --- Those that were asked for ------------------------------------------------------------------
  */
 
+/* Its slot and function on a PCI bus, "04.0"; empty: it has none. Newer releases of QEMU have only
+ * the number that both are in. */
+static void place_of(struct ask *asking, const char *path, char *text, size_t room)
+{
+	json_t *said = ask_property(asking, path, "legacy-addr");
+	json_t *number = json_is_string(said) ? NULL : ask_property(asking, path, "addr");
+	json_int_t both = json_is_integer(number) ? json_integer_value(number) : -1;
+
+	text[0] = '\0';
+	if (json_is_string(said))
+		snprintf(text, room, "%s", json_string_value(said));
+	else if (both >= 0 && both <= 255)
+		snprintf(text, room, "%02x.%x", (unsigned)both >> 3, (unsigned)both & 7);
+	json_decref(said);
+	json_decref(number);
+}
+
 /* A device without an id is known by its type and its place: the number that QEMU gave it depends
  * on the order of the options, and of what was plugged before. */
 static void name_unnamed(struct ask *asking, const char *path, char *name, size_t room)
 {
 	json_t *type = ask_property(asking, path, "type");
 	json_t *bus = ask_property(asking, path, "parent_bus");
-	json_t *address = ask_property(asking, path, "legacy-addr");
+	char place[24];
 	const char *what = json_string_value(type) ? json_string_value(type) : "device";
 	const char *last = json_string_value(bus) ? strrchr(json_string_value(bus), '/') : NULL;
 	const char *number = strrchr(path, '[');
 
-	if (last && json_string_value(address))
-		snprintf(name, room, "%.80s on %.60s at %.20s", what, last + 1,
-			 json_string_value(address));
+	place_of(asking, path, place, sizeof(place));
+	if (last && place[0])
+		snprintf(name, room, "%.80s on %.60s at %.20s", what, last + 1, place);
 	else
 		snprintf(name, room, "%.80s %.20s", what, number ? number : "");
 	json_decref(type);
 	json_decref(bus);
-	json_decref(address);
 }
 
 void devices_name(struct ask *asking, const char *path, char *name, size_t room)
@@ -132,11 +149,15 @@ static void add_features(char *text, size_t room, const json_t *list)
 	}
 }
 
-/* What the host's side of a virtio device offers: it depends on the tap, the disk, the kernel. */
+/* What the host's side of a virtio device offers: it depends on the tap, the disk, the kernel.
+ * QEMU 11.1 aborts when it is asked, 10.0 does not. Where it is not known QEMU itself refuses to
+ * load a device whose features in use it does not have. */
 static void tell_features(struct ask *asking, const char *key, const char *path)
 {
 	char backend[PATH_MAX_QOM], text[4096] = "";
 
+	if (qmp_version(asking->qmp) >= FEATURES_UNTOLD)
+		return;
 	snprintf(backend, sizeof(backend), "%.490s/virtio-backend", path);
 	json_t *status = ask(asking, "x-query-virtio-status", json_pack("{s:s}", "path", backend));
 	const json_t *features = json_object_get(status, "host-features");
@@ -162,8 +183,12 @@ static void take_of_device(void *context, const char *name, const json_t *value)
 	struct device *device = context;
 	char text[1024];
 
-	if (ask_scalar(value, text, sizeof(text)))
-		facts_add(device->facts, device->key, "%s=%s", name, text);
+	if (!ask_scalar(value, text, sizeof(text)))
+		return;
+	/* Newer releases say -1 where nobody has set it, older ones what that means. */
+	if (strcmp(name, "rombar") == 0 && strcmp(text, "-1") == 0)
+		snprintf(text, sizeof(text), "1");
+	facts_add(device->facts, device->key, "%s=%s", name, text);
 }
 
 static void tell_device(struct ask *asking, const char *name, const char *type, const char *path)
@@ -204,20 +229,19 @@ static void tell_types(struct facts *facts, const char **types, size_t count)
 /* A network card of -nic, whose address the guest knows. */
 static void tell_board_device(struct ask *asking, const char *name, const char *type)
 {
-	char path[PATH_MAX_QOM], key[FACTS_KEY_MAX];
+	char path[PATH_MAX_QOM], key[FACTS_KEY_MAX], place[24];
 
 	if (!strstr(type, "e1000") && !strstr(type, "virtio") && !strstr(type, "rtl8139") &&
 	    !strstr(type, "net") && !strstr(type, "ne2k"))
 		return;
 	snprintf(path, sizeof(path), "/machine/unattached/%.200s", name);
 	json_t *mac = ask_property(asking, path, "mac");
-	json_t *address = ask_property(asking, path, "legacy-addr");
+	place_of(asking, path, place, sizeof(place));
 	snprintf(key, sizeof(key), "device %.80s of the board at %.20s", type,
-		 json_string_value(address) ? json_string_value(address) : "?");
+		 place[0] ? place : "?");
 	if (json_is_string(mac))
 		facts_add(asking->facts, key, "mac=%s", json_string_value(mac));
 	json_decref(mac);
-	json_decref(address);
 }
 
 static void tell_board(struct ask *asking)

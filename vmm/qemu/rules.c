@@ -69,7 +69,7 @@ static const struct rule rules[] = {
 	{"memory file *: *", HOW_NOT, true, ""},
 	{"memory file *", HOW_LINES, false, "give both memory backends of the same ids"},
 
-	{"board devices", HOW_WORDS, false, SAME_OPTIONS},
+	{"board devices", HOW_BOARD, false, SAME_OPTIONS},
 	{"pci *", HOW_EQUAL, false, "plug the same devices into the same slots (addr=…)"},
 	/* QEMU guesses it from what is on the disk when it starts. */
 	{"device *: cyls", HOW_EQUAL, true, "set cyls, heads and secs of both devices"},
@@ -88,7 +88,7 @@ static const struct rule rules[] = {
 	{"device *: share-rw", HOW_NOT, true, ""},
 	{"device *: x-tx*", HOW_NOT, true, ""},
 	{"device *: guest-stats-polling-interval", HOW_NOT, true, ""},
-	{"device *: features", HOW_WORDS, true,
+	{"device *: features", HOW_OFFER, true,
 	 "the host's side of the device (tap, vhost, disk) offers other features"},
 	{"device *: *", HOW_EQUAL, false, SAME_DEVICE},
 	{"device *", HOW_LINES, false, SAME_DEVICE},

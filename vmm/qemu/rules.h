@@ -12,6 +12,8 @@ enum how {
 	HOW_EQUAL,   /* the same text */
 	HOW_LINES,   /* line by line, each by the rule of its own item */
 	HOW_WORDS,   /* the same words, in any order */
+	HOW_OFFER,   /* as HOW_WORDS; a newer release of QEMU may have more of them */
+	HOW_BOARD,   /* as HOW_WORDS; each release of QEMU has others for the same machine type */
 	HOW_STORAGE, /* the same storage: see vmm/qemu/identity.h */
 	HOW_FLASH,   /* contents travel with the guest: the same size and format */
 	HOW_APART,   /* not the same file: it will be overwritten here */

@@ -230,6 +230,32 @@ Test(compare, passes_over_properties_that_only_another_release_has_once_that_is_
 	only("device net0: mac");
 }
 
+Test(compare, passes_over_what_a_newer_release_has_more_of_in_the_same_machine)
+{
+	both("qemu version", "7.2.22", "10.0.2");
+	both("board devices", "ICH9-LPC i8257(2)", "ICH9-LPC");
+	both("cpu flags", "full-cpuid-auto-level sse x-old", "legacy-multi-node sse");
+	both("device net0", "features=A", "features=A B");
+	allow("qemu version");
+	cr_assert_eq(run(), 0, "%s", error.text);
+	tear_down();
+	both("qemu version", "7.2.22", "10.0.2");
+	both("cpu flags", "sse", "sse sse2");
+	only("cpu flags");
+	tear_down();
+	both("qemu version", "7.2.22", "10.0.2");
+	both("device net0", "features=A B", "features=A C");
+	cr_assert(!only("device net0: features")->allowable);
+	tear_down();
+	both("qemu version", "7.2.22", "7.2.22");
+	both("board devices", "ICH9-LPC i8257(2)", "ICH9-LPC");
+	cr_assert(!only("board devices")->allowable);
+	tear_down();
+	both("qemu version", "7.2.22", "7.2.22");
+	both("cpu flags", "sse", "legacy-multi-node sse");
+	only("cpu flags");
+}
+
 /* --- Disks --------------------------------------------------------------------------------------
  */
 
