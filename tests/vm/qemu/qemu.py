@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import socket
 import threading
 import time
@@ -18,6 +19,18 @@ POLL_S = 0.02
 
 class Broken(AssertionError):
     """QEMU or the guest does not do what it is told."""
+
+
+def programs():
+    """The QEMUs that a guest runs in, one after the other: each the first words of a command line. The
+    last is for all moves that follow."""
+    return [shlex.split(one) for one in
+            os.environ.get("JAUNT_TEST_QEMU", "qemu-system-x86_64").split(";")]
+
+
+def machine():
+    """The type of each guest's machine. Without a version it is another one in each QEMU."""
+    return os.environ.get("JAUNT_TEST_MACHINE", "q35")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +154,13 @@ class Monitor:
 
 class Qemu:
     """Runs from the constructor on. `incoming`: waits for a guest from elsewhere. `words`: more of
-    the command line. `user`: whose process it is, if not ours."""
+    the command line. `user`: whose process it is, if not ours. `program`: one of programs(), default
+    the first."""
 
     def __init__(self, site, image, shape, name, incoming=False, words=(), pulse_port=0, disk=None,
-                 user=None):
+                 user=None, program=None):
         self.site, self.shape, self.name = site, shape, name
+        self.program = program or programs()[0]
         folder = pathlib.Path(site.directory)
         through, environment = [], {}
         if user is not None:
@@ -160,7 +175,7 @@ class Qemu:
         os.chown(self.console, user or -1, -1)
         self.commands = 0
         self.line = None
-        command = [site.jaunt, "qemu", "--", "qemu-system-x86_64",
+        command = [site.jaunt, "qemu", "--", *self.program,
                    *self.words(image, shape, pulse_port, disk), *words]
         if incoming:
             command += ["-incoming", "defer"]
@@ -183,7 +198,7 @@ class Qemu:
         ram = (f"memory-backend-ram,id=ram,size={size}" if shape.anonymous else
                f"memory-backend-file,id=ram,size={size},mem-path={self.ram},share=on")
         words = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-                 "-accel", "tcg", "-machine", "q35,memory-backend=ram", "-object", ram,
+                 "-accel", "tcg", "-machine", f"{machine()},memory-backend=ram", "-object", ram,
                  "-m", size, "-smp", str(shape.vcpus),
                  "-kernel", image.kernel, "-initrd", image.initramfs, "-append",
                  "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable "
