@@ -145,6 +145,13 @@ struct jaunt_vm_ops {
 			     struct jaunt_error *error);
 	/* The VM runs at full speed again. */
 	void (*track_stop)(void *vm);
+	/* Optional, beside them; both or none. Before track_start(): from now on the driver notes
+	 * whether a page is written for about one page in `every` (a power of two), drawn at
+	 * random, so that the VM feels as little of it. -errno: it cannot. track_start() or
+	 * track_stop() ends it. */
+	int (*track_sample)(void *vm, unsigned every);
+	/* How many of these pages were written since, or -errno. */
+	int64_t (*track_sampled)(void *vm);
 
 	/* Optional. Whom to tell what no tracking sees: discards, with
 	 * jaunt_migration_discarded(), and the VMM's own writes to guest memory, with

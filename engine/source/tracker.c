@@ -60,6 +60,20 @@ static int driver_collect(struct tracker *tracker, bool running, struct jaunt_er
 	return tracker->ops->track_collect(tracker->vm, emit, tracker->dirty, error);
 }
 
+static int driver_sample(struct tracker *tracker, unsigned every)
+{
+	const struct jaunt_vm_ops *ops = tracker->ops;
+
+	if (!ops->track_sample || !ops->track_sampled)
+		return -ENOTSUP;
+	return ops->track_sample(tracker->vm, every);
+}
+
+static int64_t driver_sampled(struct tracker *tracker)
+{
+	return tracker->ops->track_sampled(tracker->vm);
+}
+
 static void driver_stop(struct tracker *tracker)
 {
 	tracker->ops->track_stop(tracker->vm);
@@ -74,6 +88,8 @@ static const struct tracker_ops tracker_driver = {.kind = TRACKER_DRIVER,
 						  .open = driver_open,
 						  .start = driver_start,
 						  .collect = driver_collect,
+						  .sample = driver_sample,
+						  .sampled = driver_sampled,
 						  .stop = driver_stop,
 						  .close = driver_close};
 
@@ -154,6 +170,19 @@ void tracker_close(struct tracker *tracker)
 	free(tracker);
 }
 
+int tracker_sample(struct tracker *tracker, unsigned every)
+{
+	int result = tracker->kind->sample ? tracker->kind->sample(tracker, every) : -ENOTSUP;
+
+	tracker->sampling = result == 0;
+	return result;
+}
+
+int64_t tracker_sampled(struct tracker *tracker)
+{
+	return tracker->kind->sampled(tracker);
+}
+
 int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 {
 	int result;
@@ -172,6 +201,7 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 	if (result < 0)
 		return error_context(error, "start dirty tracking");
 	tracker->started = true;
+	tracker->sampling = false;
 	return 0;
 }
 
@@ -189,9 +219,9 @@ bool tracker_stands_still(const struct tracker *tracker)
 
 void tracker_stop(struct tracker *tracker)
 {
-	if (!tracker || !tracker->started)
+	if (!tracker || (!tracker->started && !tracker->sampling))
 		return;
-	tracker->started = false;
+	tracker->started = tracker->sampling = false;
 	tracker->kind->stop(tracker);
 }
 

@@ -4,7 +4,8 @@
  * tracking (ops->track_*) and for those that need nothing of a driver.
  *
  * tracker_start() → { tracker_collect() }* → tracker_stop(), any number of times. All of them are
- * called from one thread, the source's.
+ * called from one thread, the source's. Before the start some can look at a sample, which costs the
+ * guest as much less as it is smaller: tracker_sample() → { tracker_sampled() }*.
  *
  * The promise: a page that was written after tracker_start() returned is reported by a collect, at
  * the latest by the one that begins after the vCPUs were stopped. What a collect reports is armed
@@ -19,6 +20,7 @@
 #define ENGINE_SOURCE_TRACKER_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "engine/guestmem.h"
 #include "engine/source/dirty.h"
@@ -40,6 +42,11 @@ int tracker_open(struct tracker **out, enum tracker_kind kind, const struct jaun
 		 struct jaunt_error *error);
 void tracker_close(struct tracker *tracker); /* stops it, too; NULL is fine */
 
+/* From now on it is noted whether about one page in `every`, a power of two, is written; the start
+ * or the stop ends it. -errno: it cannot be done here. */
+int tracker_sample(struct tracker *tracker, unsigned every);
+/* How many of these pages were written since, or -errno. */
+int64_t tracker_sampled(struct tracker *tracker);
 int tracker_start(struct tracker *tracker, struct jaunt_error *error);
 /* Marks in `dirty` what was written since the start or the last collect. `running` is false only
  * while every vCPU stands still: then it may be faster, and the next collect may tell the same. */

@@ -13,6 +13,9 @@ struct tracker_ops {
 	int (*open)(struct tracker *tracker, struct jaunt_error *error);
 	int (*start)(struct tracker *tracker, struct jaunt_error *error);
 	int (*collect)(struct tracker *tracker, bool running, struct jaunt_error *error);
+	/* NULL, both: it cannot. */
+	int (*sample)(struct tracker *tracker, unsigned every);
+	int64_t (*sampled)(struct tracker *tracker);
 	void (*stop)(struct tracker *tracker);
 	void (*close)(struct tracker *tracker);
 };
@@ -20,7 +23,7 @@ struct tracker_ops {
 struct tracker {
 	const struct tracker_ops *kind; /* NULL: none is open */
 	bool any;                       /* another kind would do, too */
-	bool started;
+	bool started, sampling;
 	bool stands_still; /* it paused the VM, and could not resume it */
 	const struct jaunt_vm_ops *ops;
 	void *vm;

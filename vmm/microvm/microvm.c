@@ -359,5 +359,7 @@ const struct jaunt_vm_ops microvm_ops = {.driver = "microvm",
 					 .track_start = track_start,
 					 .track_collect = track_collect,
 					 .track_stop = track_stop,
+					 .track_sample = track_sample,
+					 .track_sampled = track_sampled,
 					 .report_to = track_report_to,
 					 .throttle = throttle_set};

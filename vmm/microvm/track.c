@@ -47,19 +47,27 @@ int track_open(struct microvm *vm, struct jaunt_error *error)
 		return track_ring_open(vm, error);
 	struct kvm_enable_cap manual = {.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
 					.args = {KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}};
+	int offered = ioctl(vm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
 	vm->track.manual = !ioctl(vm->vm_fd, KVM_ENABLE_CAP, &manual);
+	vm->track.samples = vm->track.manual && offered > 0 &&
+			    (offered & KVM_DIRTY_LOG_INITIALLY_SET) &&
+			    vm->page_bytes == GUEST_PAGE_BYTES;
 	return 0;
+}
+
+int track_set_slot(struct microvm *vm, unsigned slot, bool on)
+{
+	struct kvm_userspace_memory_region region = cpu_slot(vm, slot);
+	region.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+	return ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &region) ? -errno : 0;
 }
 
 int track_set_logging(struct microvm *vm, bool on)
 {
-	for (unsigned i = 0; i < vm->slot_count; i++) {
-		struct kvm_userspace_memory_region slot = cpu_slot(vm, i);
-		slot.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
-		if (ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot))
-			return -errno;
-	}
-	return 0;
+	int failed = 0;
+	for (unsigned i = 0; !failed && i < vm->slot_count; i++)
+		failed = track_set_slot(vm, i, on);
+	return failed;
 }
 
 void track_emit_bits(const struct microvm *vm, const uint64_t *bits, uint64_t words, uint64_t base,
@@ -110,9 +118,10 @@ int track_collect(void *context, jaunt_dirty_run *emit, void *user, struct jaunt
 void track_stop(void *context)
 {
 	struct microvm *vm = context;
-	if (!vm->track.on)
+	if (!vm->track.on && !vm->track.every)
 		return;
 	vm->track.on = false;
+	vm->track.every = 0;
 	if (vm->track.ring)
 		track_ring_stop(vm);
 	else

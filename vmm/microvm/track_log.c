@@ -31,10 +31,12 @@
 
 int track_log_start(struct microvm *vm, struct jaunt_error *error)
 {
-	vm->track.log = malloc(vm->slot_bytes / GUEST_PAGE_BYTES / 8 + 8);
+	bool sampling = vm->track.every;
+	if (!sampling)
+		vm->track.log = malloc(vm->slot_bytes / GUEST_PAGE_BYTES / 8 + 8);
 	if (!vm->track.log)
 		return error_set(error, ENOMEM, "no-memory", "dirty log: out of memory");
-	int failed = track_set_logging(vm, true);
+	int failed = sampling ? track_sample_widen(vm) : track_set_logging(vm, true);
 	if (!failed)
 		return 0;
 	track_log_stop(vm);
@@ -46,13 +48,16 @@ void track_log_stop(struct microvm *vm)
 	/* Switching off can fail for lack of memory only; the guest then stays slower, and the
 	 * next start finds it on. */
 	(void)track_set_logging(vm, false);
+	if (vm->track.samples)
+		(void)track_sample_option(vm, false);
 	free(vm->track.log);
 	vm->track.log = NULL;
 }
 
-/* Protects again those of the pages that are noted in the log; in pieces, none without any. */
-static int clear(struct microvm *vm, unsigned index, uint64_t pages)
+/* In pieces, none without any. */
+int track_log_clear(struct microvm *vm, unsigned index)
 {
+	uint64_t pages = cpu_slot(vm, index).memory_size / GUEST_PAGE_BYTES;
 	for (uint64_t first = 0; first < pages; first += CLEAR_PAGES) {
 		uint64_t count = pages - first < CLEAR_PAGES ? pages - first : CLEAR_PAGES;
 		uint64_t *words = vm->track.log + first / 64, any = 0;
@@ -77,7 +82,7 @@ static int collect_slot(struct microvm *vm, unsigned index, bool running, jaunt_
 
 	if (ioctl(vm->vm_fd, KVM_GET_DIRTY_LOG, &get))
 		return -errno;
-	int failed = vm->track.manual && running ? clear(vm, index, pages) : 0;
+	int failed = vm->track.manual && running ? track_log_clear(vm, index) : 0;
 	if (failed)
 		return failed;
 	track_emit_bits(vm, vm->track.log, (pages + 63) / 64,
@@ -85,8 +90,7 @@ static int collect_slot(struct microvm *vm, unsigned index, bool running, jaunt_
 	return 0;
 }
 
-/* The first slot from this one on in which the memory file holds something. */
-static unsigned next_slot(const struct microvm *vm, unsigned index)
+unsigned track_log_next(const struct microvm *vm, unsigned index)
 {
 	off_t data = lseek(vm->memory_fd, (off_t)(index * vm->slot_bytes), SEEK_DATA);
 	if (data < 0)
@@ -99,7 +103,8 @@ int track_log_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
 {
 	bool running = atomic_load(&vm->parked) < vm->vcpu_count;
 
-	for (unsigned i = next_slot(vm, 0); i < vm->slot_count; i = next_slot(vm, i + 1)) {
+	for (unsigned i = track_log_next(vm, 0); i < vm->slot_count;
+	     i = track_log_next(vm, i + 1)) {
 		int failed = collect_slot(vm, i, running, emit, context);
 		if (failed)
 			return error_set(error, -failed, "kvm", "read KVM's dirty log: %s",

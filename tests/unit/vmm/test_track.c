@@ -61,9 +61,35 @@ static void copy_dirty(struct copy *copy, bool running)
 	}
 }
 
-static void start_copy(struct copy *copy)
+static void rest(unsigned ms)
+{
+	struct timespec time = {.tv_nsec = ms * 1000000L};
+	while (nanosleep(&time, &time) < 0)
+		;
+}
+
+static void sample(const struct copy *copy, unsigned every)
+{
+	int64_t most = (int64_t)(copy->memory.regions[0].pages / every), last = 0;
+	int result = tracker_sample(copy->tracker, every);
+	if (result == -ENOTSUP)
+		cr_skip("KVM cannot note the writes to some pages alone here");
+	cr_assert_eq(result, 0, "%s", strerror(-result));
+	for (unsigned i = 0; i < 5; i++) {
+		rest(2);
+		int64_t pages = tracker_sampled(copy->tracker);
+		cr_assert(pages >= last && pages <= most, "%ld pages behind %ld of %ld", pages,
+			  last, most);
+		last = pages;
+	}
+	cr_assert_gt(last, 0);
+}
+
+static void start_copy(struct copy *copy, unsigned every)
 {
 	struct jaunt_error error = {0};
+	if (every)
+		sample(copy, every);
 	cr_assert_eq(tracker_start(copy->tracker, &error), 0, "%s", error.text);
 	copy_pages(copy, 0, copy->memory.regions[0].pages);
 }
@@ -88,13 +114,6 @@ static void expect_equal(const struct copy *copy)
 		     example);
 }
 
-static void rest(unsigned ms)
-{
-	struct timespec time = {.tv_nsec = ms * 1000000L};
-	while (nanosleep(&time, &time) < 0)
-		;
-}
-
 struct plan {
 	enum harness_backing backing;
 	enum microvm_tracking tracking;
@@ -103,6 +122,7 @@ struct plan {
 	uint64_t page_bytes;
 	uint32_t ring_entries;
 	unsigned pauses, rounds, round_ms;
+	unsigned every; /* a sample is looked at first; 0: none is */
 };
 
 static void open_copy(struct copy *copy, const struct plan *plan)
@@ -156,7 +176,7 @@ static void expect_follows(struct plan plan)
 {
 	static struct copy copy;
 	open_copy(&copy, &plan);
-	start_copy(&copy);
+	start_copy(&copy, plan.every);
 	for (unsigned pause = 0; pause < plan.pauses; pause++) {
 		for (unsigned round = 0; round < plan.rounds; round++) {
 			rest(plan.round_ms);
@@ -171,7 +191,7 @@ static void expect_follows(struct plan plan)
 	/* Off and on again, as after a cancel. */
 	tracker_stop(copy.tracker);
 	rest(5);
-	start_copy(&copy);
+	start_copy(&copy, plan.every);
 	rest(plan.round_ms);
 	copy_dirty(&copy, true);
 	harness_pause(copy.vm);
@@ -199,6 +219,47 @@ static void expect_all_followed(struct plan plan)
 Test(track, the_dirty_log_misses_nothing)
 {
 	expect_all_followed((struct plan){.kind = TRACKER_DRIVER});
+}
+
+Test(track, a_dirty_log_that_was_a_sample_at_first_misses_nothing)
+{
+	expect_all_followed((struct plan){.kind = TRACKER_DRIVER, .every = 16});
+}
+
+/* All of what is written shows in it in the end, and nothing else: the workload writes 16 MiB, and
+ * a little beside them. */
+Test(track, a_sample_is_of_the_size_that_was_asked_for)
+{
+	static struct copy copy;
+	for (unsigned every = 1; every <= 256; every *= 16) {
+		int64_t pages = 0, wanted = 4096 / every;
+		open_copy(&copy,
+			  &(struct plan){.kind = TRACKER_DRIVER, .workload = "sweep:ws=16m"});
+		sample(&copy, every);
+		for (unsigned i = 0; i < 1000 && pages < wanted * 3 / 4; i++) {
+			rest(10);
+			pages = tracker_sampled(copy.tracker);
+		}
+		cr_expect(pages >= wanted * 3 / 4 && pages <= wanted * 3 / 2, "%ld for %ld", pages,
+			  wanted);
+		tracker_stop(copy.tracker);
+		cr_expect_lt(tracker_sampled(copy.tracker), 0, "it is over");
+		close_copy(&copy);
+	}
+}
+
+Test(track, where_there_is_no_log_there_is_no_sample_of_it)
+{
+	struct jaunt_error error = {0};
+	struct microvm *vm = harness_create(HARNESS_THREAD, "random:ws=1m");
+	cr_expect_eq(microvm_ops.track_sample(vm, 16), -ENOTSUP);
+	microvm_destroy(vm);
+	harness_require(HARNESS_KVM);
+	vm = harness_create(HARNESS_KVM, "random:ws=1m");
+	cr_expect_eq(microvm_ops.track_start(vm, &error), 0, "%s", error.text);
+	int result = microvm_ops.track_sample(vm, 16);
+	cr_expect(result == -EALREADY || result == -ENOTSUP, "%d", result);
+	microvm_destroy(vm);
 }
 
 Test(track, the_dirty_ring_misses_nothing)
@@ -294,13 +355,13 @@ Test(track, without_a_choice_threads_are_tracked_from_outside_and_kvm_by_the_dri
 	static struct copy copy;
 	struct plan plan = {.backing = HARNESS_THREAD, .kind = TRACKER_AUTO, .workload = "random"};
 	open_copy(&copy, &plan);
-	start_copy(&copy);
+	start_copy(&copy, 0);
 	cr_expect_neq(tracker_kind(copy.tracker), TRACKER_DRIVER);
 	copy_dirty(&copy, true);
 	close_copy(&copy);
 	plan.backing = HARNESS_KVM;
 	open_copy(&copy, &plan);
-	start_copy(&copy);
+	start_copy(&copy, 0);
 	cr_expect_eq(tracker_kind(copy.tracker), TRACKER_DRIVER);
 	copy_dirty(&copy, true);
 	close_copy(&copy);
@@ -310,7 +371,7 @@ Test(track, an_idle_guest_has_next_to_nothing_to_report)
 {
 	static struct copy copy;
 	open_copy(&copy, &(struct plan){.kind = TRACKER_DRIVER, .workload = "idle:ws=32m"});
-	start_copy(&copy);
+	start_copy(&copy, 0);
 	copy_dirty(&copy, true);
 	copy.copied = 0;
 	for (unsigned i = 0; i < 5; i++) {
