@@ -12,6 +12,8 @@
 #define LEAST_BYTES 4096.0
 /* Weight of a collect for each that came after it. */
 #define FADING 0.85
+/* A sample in which so many pages were written counts half of a collect. */
+#define FEW 4.0
 /* Where collects cannot tell, the larger working set and the smaller rate are taken. */
 #define LEANING 1e-4
 /* A stretch of sending that is long enough for a rate, and how long a rate is remembered. */
@@ -51,8 +53,8 @@ static double misfit(const struct estimate *estimate, double rate, double set)
 		double seen = estimate->collects[at].bytes, ns = estimate->collects[at].ns;
 		double said = dirtied(rate, set, ns);
 		double off = log((said + LEAST_BYTES) / (seen + LEAST_BYTES));
-		sum += weight * off * off;
-		weights += weight;
+		sum += weight * estimate->collects[at].weight * off * off;
+		weights += weight * estimate->collects[at].weight;
 		weight *= FADING;
 	}
 	return sum / weights;
@@ -102,22 +104,39 @@ static void fit(struct estimate *estimate)
 	estimate->dirty_rate = exp(best_rate);
 	/* A collect alone is half a word; collects that agree within 10 % are a whole one. */
 	double error = sqrt(misfit(estimate, estimate->dirty_rate, estimate->working_set));
-	double count = estimate->collect_count;
+	double count = 0;
+	for (unsigned i = 0; i < estimate->collect_count; i++)
+		count += estimate->collects[i].weight;
 	estimate->dirty_confidence = count / (count + 1) / (1 + error * error / 0.25);
+}
+
+static void remember(struct estimate *estimate, double ran_ns, double bytes, double weight)
+{
+	if (ran_ns < 1000)
+		return;
+	estimate->collects[estimate->collect_next].ns = ran_ns;
+	estimate->collects[estimate->collect_next].bytes = bytes;
+	estimate->collects[estimate->collect_next].weight = weight;
+	estimate->collect_next = (estimate->collect_next + 1) % ESTIMATE_COLLECTS;
+	if (estimate->collect_count < ESTIMATE_COLLECTS)
+		estimate->collect_count++;
+	fit(estimate);
 }
 
 void estimate_collected(struct estimate *estimate, uint64_t ns, uint64_t bytes, unsigned throttle)
 {
 	double ran_ns = (double)ns * (1 - (throttle < 99 ? throttle : 99) / 100.0);
 
-	if (ran_ns < 1000)
-		return;
-	estimate->collects[estimate->collect_next].ns = ran_ns;
-	estimate->collects[estimate->collect_next].bytes = (double)bytes;
-	estimate->collect_next = (estimate->collect_next + 1) % ESTIMATE_COLLECTS;
-	if (estimate->collect_count < ESTIMATE_COLLECTS)
-		estimate->collect_count++;
-	fit(estimate);
+	remember(estimate, ran_ns, (double)bytes, 1);
+}
+
+void estimate_sampled(struct estimate *estimate, uint64_t ns, uint64_t pages,
+		      uint64_t bytes_of_each)
+{
+	double count = (double)pages;
+
+	remember(estimate, (double)ns, count * (double)bytes_of_each,
+		 (count + 1) / (count + 1 + FEW));
 }
 
 /* --- Bandwidth

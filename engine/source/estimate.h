@@ -9,8 +9,9 @@
  *	D(t) = W (1 - exp(-r t / W))
  *
  * distinct bytes: r t at first, W in the end. r and W are fitted to the last collects, by least
- * squares of the logarithms, newer ones counting more. Collects after different times are what
- * tells the two apart: one of 10 ms and one of a whole round say more than ten of a round.
+ * squares of the logarithms, newer ones counting more, and samples of few pages less. Collects
+ *after different times are what tells the two apart: one of 10 ms and one of a whole round say more
+ *than ten of a round.
  *
  * Bandwidth: a mean of the rates of the last half second or so in which there was something to
  * send.
@@ -28,6 +29,7 @@ struct estimate {
 	struct {
 		double ns;             /* of running, as if the guest had not been throttled */
 		double bytes;          /* distinct ones that were written in it */
+		double weight;         /* 0 to 1: a sample says less, the fewer it has */
 	} collects[ESTIMATE_COLLECTS]; /* a ring */
 	unsigned collect_count, collect_next;
 	double most_bytes; /* that can be dirty at all */
@@ -45,6 +47,10 @@ void estimate_init(struct estimate *estimate, uint64_t most_bytes);
 /* A collect found `bytes` distinct bytes, written within the `ns` before it; the vCPUs were held
  * for `throttle` percent of that time. */
 void estimate_collected(struct estimate *estimate, uint64_t ns, uint64_t bytes, unsigned throttle);
+/* Of a sample, `pages` were written within the `ns` since it was drawn; each stands for so many
+ * bytes of the guest's. */
+void estimate_sampled(struct estimate *estimate, uint64_t ns, uint64_t pages,
+		      uint64_t bytes_of_each);
 
 /* The streams have sent total_bytes of pages in all, and still have something to send. */
 void estimate_sent(struct estimate *estimate, uint64_t now_ns, uint64_t total_bytes);

@@ -19,6 +19,12 @@
 #define CHANGE_CONFIDENCE 0.5
 /* Writes that were seen for a time say something of times up to so often as long. */
 #define HORIZONS 3
+/* Who was seen to write so much of his working set has no larger one. */
+#define SEEN 0.4
+/* Of the limit of downtime, for a finish that might be a switch as well. */
+#define FINISH_SHARE 0.8
+/* Looking at the guest before the first decision may cost so much of what is decided about. */
+#define WATCH_SHARE 0.02
 
 static const char *const mode_names[POLICY_MODES] = {"auto", "hybrid", "post-copy", "pre-copy",
 						     "stop-and-copy"};
@@ -58,7 +64,7 @@ void policy_limits_init(struct policy_limits *limits)
 
 void policy_costs_init(struct policy_costs *costs)
 {
-	*costs = (struct policy_costs){.fault_ns = 120e3,
+	*costs = (struct policy_costs){.fault_ns = 70e3,
 				       .tracking_ns = 6.5e3,
 				       .round_ns = 1e6,
 				       .run_ns = 5,
@@ -103,11 +109,15 @@ static unsigned rounds_left(const struct policy_input *input)
 	return most - done < LOOKAHEAD ? most - done : LOOKAHEAD;
 }
 
-static bool keeps_limits(const struct policy_input *input, const struct policy_prediction *way)
+/* How long a finish takes depends on the link's next moments: where a switch is the alternative,
+ * some of the limit is kept in reserve. */
+static bool keeps_limits(const struct policy_input *input, const struct policy_prediction *way,
+			 bool finish)
 {
 	const struct policy_limits *limits = &input->limits;
+	double share = finish && may_switch(input) ? FINISH_SHARE : 1;
 
-	return (!limits->downtime_ns || way->downtime_ns <= (double)limits->downtime_ns) &&
+	return (!limits->downtime_ns || way->downtime_ns <= (double)limits->downtime_ns * share) &&
 	       (!limits->total_ns || way->total_ns <= (double)limits->total_ns);
 }
 
@@ -128,7 +138,7 @@ static void consider(const struct policy_input *input, const struct predict *at,
 		predict_finish(at, &way);
 	else
 		predict_switch(at, &way);
-	way.in_limits = keeps_limits(input, &way);
+	way.in_limits = keeps_limits(input, &way, finish);
 	keep_better(best, &way);
 }
 
@@ -158,7 +168,7 @@ static void predict_ways(const struct policy_input *input, unsigned throttle,
  * to in a round is a guess: the working set may be no more than what was written in that moment, or
  * all there is. Going on with a round that turns out not to pay costs little; giving up one that
  * would have paid costs much. So the mean of the two (of their logarithms) is what is reckoned
- * with.
+ * with, unless much of it was seen to be written.
  */
 static void temper(const struct policy_input *input, struct policy_input *tempered)
 {
@@ -170,7 +180,7 @@ static void temper(const struct policy_input *input, struct policy_input *temper
 		return;
 	double seen = predict_dirtied(input, 0, 0, input->horizon_ns);
 	double most = input->working_set > seen ? input->working_set : seen;
-	if (seen > 0)
+	if (seen > 0 && seen < most * SEEN)
 		tempered->working_set = sqrt(seen * most);
 }
 
@@ -193,6 +203,7 @@ static enum policy_way choose(const struct policy_input *input,
 {
 	enum policy_way best = POLICY_WAYS;
 	double least = 0;
+	bool sent = input->bandwidth_confidence > 0; /* something, so there was a plan */
 	bool shaky = !input->round_ended && input->dirty_confidence < CHANGE_CONFIDENCE;
 
 	for (unsigned i = 0; i < POLICY_WAYS; i++) {
@@ -203,7 +214,7 @@ static enum policy_way choose(const struct policy_input *input,
 		if (!finishes((enum policy_way)i))
 			cost *= PREFERENCE;
 		if (ends_now((enum policy_way)i) && !input->round_ended && may_rounds(input))
-			cost = shaky ? cost + 1e18 : cost * CHANGE_GAIN;
+			cost = shaky ? cost + 1e18 : sent ? cost * CHANGE_GAIN : cost;
 		if (!ends_now((enum policy_way)i))
 			cost *= ROUND_GAIN;
 		if (best == POLICY_WAYS || cost < least) {
@@ -416,4 +427,48 @@ void policy_decide(const struct policy_input *input, struct policy_decision *dec
 		end_without(input, decision, "timeout", "the time for rounds is over");
 	else
 		decide_without(input, decision);
+}
+
+/* --- Whether to look longer
+ * ---------------------------------------------------------------------------------------- */
+
+/* What the guest may turn out to be: its rate, of which a count of so many tells no more, and its
+ * working set, which is at least what was seen of it, and at most everything, as long as what was
+ * seen is little of what the estimate takes it for. */
+static void vary(const struct policy_input *input, unsigned which, double noted,
+		 struct policy_input *varied)
+{
+	double off = 1 + 2 / sqrt(noted + 1);
+	double seen = predict_dirtied(input, 0, 0, input->horizon_ns);
+
+	*varied = *input;
+	varied->dirty_confidence = 1;
+	varied->horizon_ns = 0; /* it is what it is: nothing to be careful about */
+	varied->dirty_rate = which & 1 ? input->dirty_rate * off : input->dirty_rate / off;
+	if (which & 2)
+		varied->working_set = seen;
+	else if (seen < input->working_set * SEEN)
+		varied->working_set =
+			(double)(input->data_bytes ? input->data_bytes : input->ram_bytes);
+}
+
+bool policy_watch_on(const struct policy_input *input, double noted)
+{
+	double vcpus = input->vcpus ? (double)input->vcpus : 1, most = 0;
+	double spent = noted * input->costs.tracking_ns / vcpus +
+		       input->limits.total_weight * input->horizon_ns;
+	enum policy_action first = POLICY_ACTIONS;
+	bool same = true;
+
+	for (unsigned which = 0; which < 4; which++) {
+		struct policy_decision decision;
+		struct policy_input varied;
+		vary(input, which, noted, &varied);
+		policy_decide(&varied, &decision);
+		same &= first == POLICY_ACTIONS || decision.action == first;
+		first = decision.action;
+		if (decision.way < POLICY_WAYS)
+			most = fmax(most, decision.ways[decision.way].cost_ns);
+	}
+	return !same && spent < WATCH_SHARE * most;
 }

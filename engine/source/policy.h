@@ -143,6 +143,11 @@ struct policy_decision {
 void policy_limits_init(struct policy_limits *limits); /* 300 ms, weight 0.01, nothing else */
 void policy_costs_init(struct policy_costs *costs);
 void policy_decide(const struct policy_input *input, struct policy_decision *decision);
+/* Before the first decision: whether a longer look at the guest's writes would pay. It would not
+ * where the decision is the same whatever they may still turn out to be, nor when the look costs
+ * more than a small share of what is decided about. `noted`: written pages that it has seen, each
+ * at the price of a tracking fault. */
+bool policy_watch_on(const struct policy_input *input, double noted);
 
 /* Names as they stand in options, traces and reports. */
 const char *policy_mode_name(enum policy_mode mode);

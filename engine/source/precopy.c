@@ -2,7 +2,8 @@
 /*
  * Theory of operation
  *
- *   track → [ round → collect → decide ]* → stale runs → pause, save → collect → FREEZE
+ *   watch → decide → track → [ round → collect → decide ]* → stale runs → pause, save → collect →
+ * FREEZE
  *
  * A page that the guest writes after it was read for a round is reported by a later collect, the
  * last of which runs when the vCPUs stand still and their state is saved. So what was sent and is
@@ -16,6 +17,7 @@
 #include "engine/source/precopy.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +25,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "engine/inject.h"
+#include "engine/source/chunks.h"
 #include "engine/source/source.h"
 #include "engine/trace.h"
 
@@ -30,8 +33,13 @@
 #define LOOK_NS      (50 * (uint64_t)MS_NS) /* how often the policy is asked within a round */
 #define FLOOR_NS     (20 * (uint64_t)MS_NS) /* of a round that does not bring the end nearer */
 #define PROBE_NS     (10 * (uint64_t)MS_NS) /* how long the guest's writes are looked at first */
-#define STALE_BATCH  8192u                  /* runs in one message */
-#define STALE_FEW    1024u                  /* pages that may as well be told in the pause */
+#define WATCH_NS     (5 * (uint64_t)MS_NS)  /* and when the first look at a sample is */
+#define WATCH_LEAST  (10 * (uint64_t)MS_NS) /* two looks */
+#define WATCH_MOST   (160 * (uint64_t)MS_NS)
+#define SAMPLE_EVERY 16u    /* pages, of which one is looked at, or so many more that they are */
+#define SAMPLE_MOST  65536u /* no more than these in all */
+#define STALE_BATCH  8192u  /* runs in one message */
+#define STALE_FEW    1024u  /* pages that may as well be told in the pause */
 #define STALE_PASSES 4u
 #define MOST_NS      1e18          /* an end that is further away is none */
 #define STALE_RUN_NS UINT64_C(150) /* that the target takes to apply one */
@@ -118,7 +126,7 @@ static void tell_status(struct source *source)
 	pthread_mutex_unlock(&source->base.mutex);
 }
 
-static void decide(struct source *source, bool round_ended)
+static void observe(struct source *source, bool round_ended)
 {
 	struct precopy *precopy = &source->precopy;
 	struct policy_input *input = &precopy->input;
@@ -133,7 +141,7 @@ static void decide(struct source *source, bool round_ended)
 	input->round_ended = round_ended;
 	input->switch_requested = atomic_load(&base->switch_wanted);
 	input->throttle = precopy->throttle;
-	input->left_bytes = !begun   ? input->ram_bytes
+	input->left_bytes = !begun   ? input->data_bytes
 			    : counts ? dirty_now(source) + unsearched_bytes(source)
 				     : 0;
 	input->dirty_bytes = round_ended ? dirty_now(source) : 0;
@@ -142,7 +150,14 @@ static void decide(struct source *source, bool round_ended)
 	input->since_collect_ns =
 		counts && precopy->can_track ? clock_ns() - precopy->collect_ns : 0;
 	estimate_tell(&precopy->estimate, input);
-	decisions_make(&precopy->decisions, base, input, &precopy->decision);
+}
+
+static void decide(struct source *source, bool round_ended)
+{
+	struct precopy *precopy = &source->precopy;
+
+	observe(source, round_ended);
+	decisions_make(&precopy->decisions, &source->base, &precopy->input, &precopy->decision);
 	tell_status(source);
 }
 
@@ -294,22 +309,101 @@ static int run_rounds(struct source *source, struct jaunt_error *error)
 	return 0;
 }
 
-/* Looks at the guest's writes for a moment, so that the first decision knows something of them.
- * What is dirty then has not been sent, and the first round sends everything. */
+/* --- Before the first round --------------------------------------------------------------------
+ */
+
+static int begin_tracking(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+	int result = source_track(source, precopy->tracker, error);
+
+	precopy->collect_ns = clock_ns();
+	precopy->can_track = precopy->input.can_track = result == 0;
+	if (result < 0 && (result != -ENOTSUP || precopy->input.mode != POLICY_AUTO ||
+			   source->base.options.tracker))
+		return error_context(error, "mode %s", source->base.options.mode);
+	error_clear(error);
+	return 0;
+}
+
+/* So many pages cost the guest a first write. */
+static void tell_watched(const struct source *source, uint64_t pages, unsigned every, uint64_t ns)
+{
+	trace_event(source->base.lane, "watched",
+		    "%" PRIu64 " written pages, one in %u looked at, in %.1f ms", pages, every,
+		    (double)ns / MS_NS);
+}
+
+static unsigned sample_every(const struct policy_input *input)
+{
+	unsigned every = SAMPLE_EVERY;
+
+	while (input->ram_bytes / input->page_bytes / every > SAMPLE_MOST)
+		every *= 2;
+	return every;
+}
+
+/* Looks at a sample of the guest's writes, again and again, until what they are is clear enough for
+ * the first decision. */
+static int watch_sample(struct source *source, unsigned every, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+	uint64_t begun = clock_ns(), ns = WATCH_NS;
+	uint64_t watched = 0;
+	bool on = true;
+
+	precopy->can_track = precopy->input.can_track = true;
+	for (; on && ns <= WATCH_MOST && !atomic_load(&source->base.switch_wanted); ns *= 2) {
+		int result = look_until(source, begun + ns, error);
+		if (result < 0)
+			return result;
+		int64_t pages = source_sampled(source);
+		if (pages < 0)
+			return error_set(error, (int)-pages, "no-sample",
+					 "read the sample of written pages: %s",
+					 strerror((int)-pages));
+		estimate_sampled(&precopy->estimate, clock_ns() - begun, (uint64_t)pages,
+				 every * precopy->input.page_bytes);
+		watched = (uint64_t)pages;
+		observe(source, false);
+		on = ns < WATCH_LEAST || policy_watch_on(&precopy->input, (double)pages);
+	}
+	tell_watched(source, watched, every, clock_ns() - begun);
+	return 0;
+}
+
+/* Where there is no sample to be had: looks at all writes, for a moment. What is dirty then has not
+ * been sent, and the first round sends everything. */
 static int probe(struct source *source, struct jaunt_error *error)
 {
 	struct precopy *precopy = &source->precopy;
-	int result = source_collect(source, error);
+	int result = begin_tracking(source, error);
 
+	if (result < 0 || !precopy->can_track)
+		return result;
+	result = source_collect(source, error);
 	precopy->collect_ns = clock_ns();
 	if (result == 0)
 		result = look_until(source, precopy->collect_ns + PROBE_NS, error);
 	if (result < 0 || (result = source_collect(source, error)) < 0)
 		return result;
-	estimate_collected(&precopy->estimate, clock_ns() - precopy->collect_ns, dirty_now(source),
-			   0);
-	precopy->collect_ns = clock_ns();
+	uint64_t now = clock_ns();
+	estimate_collected(&precopy->estimate, now - precopy->collect_ns, dirty_now(source), 0);
+	tell_watched(source, dirty_count_all(&source->shared.dirty), 1, now - precopy->collect_ns);
+	precopy->collect_ns = now;
 	return 0;
+}
+
+/* Something of the guest's writes is to be known to the first decision. */
+static int watch(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+	unsigned every = sample_every(&precopy->input);
+
+	if (source_sample(source, precopy->tracker, every, error) == 0)
+		return watch_sample(source, every, error);
+	error_clear(error);
+	return probe(source, error);
 }
 
 /* As the driver describes it; 1 where it does not say. */
@@ -328,14 +422,12 @@ static int prepare(struct source *source, struct jaunt_error *error)
 	const struct jaunt_options *options = &source->base.options;
 	struct precopy *precopy = &source->precopy;
 	struct policy_input *input = &precopy->input;
-	enum tracker_kind kind;
 
-	estimate_init(&precopy->estimate, source->shared.memory.bytes);
 	policy_limits_init(&input->limits);
 	policy_costs_init(&input->costs);
 	if (!policy_mode_parse(options->mode, &input->mode))
 		return error_set(error, EINVAL, "bad-option", "unknown mode \"%s\"", options->mode);
-	if (!tracker_kind_parse(options->tracker, &kind))
+	if (!tracker_kind_parse(options->tracker, &precopy->tracker))
 		return error_set(error, EINVAL, "bad-option",
 				 "there is no way to track writes that is called \"%s\"",
 				 options->tracker);
@@ -348,15 +440,15 @@ static int prepare(struct source *source, struct jaunt_error *error)
 	input->limits.total_weight = options->total_weight;
 	input->can_throttle = source->ops->throttle != NULL;
 	input->ram_bytes = source->shared.memory.bytes;
+	/* As its files tell without being searched; the first round's search knows better. */
+	input->data_bytes = chunks_data_bytes(&source->shared.memory);
+	if (!input->data_bytes)
+		input->data_bytes = input->ram_bytes;
+	estimate_init(&precopy->estimate, input->data_bytes);
 	input->page_bytes = source->shared.memory.regions[0].page_bytes;
 	input->round_trip_ns = (double)source->round_trip_ns;
 	input->vcpus = vcpus(&source->description);
 	input->device_ns = estimate_device_ns(input->vcpus);
-	int result = source_track(source, kind, error);
-	precopy->can_track = input->can_track = result == 0;
-	if (result < 0 && (result != -ENOTSUP || input->mode != POLICY_AUTO || options->tracker))
-		return error_context(error, "mode %s", options->mode);
-	error_clear(error);
 	return 0;
 }
 
@@ -462,9 +554,12 @@ int source_precopy(struct source *source, struct jaunt_error *error)
 	if (result < 0)
 		return result;
 	migration_phase(&source->base, JAUNT_PHASE_PRECOPY);
-	if (precopy->can_track && (result = probe(source, error)) < 0)
+	if ((result = watch(source, error)) < 0)
 		return result;
 	decide(source, false);
+	if (precopy->decision.action == POLICY_CONTINUE && precopy->can_track &&
+	    !atomic_load(&source->shared.tracking) && (result = begin_tracking(source, error)) < 0)
+		return result;
 	if (precopy->can_track)
 		dirty_clear(&source->shared.dirty);
 	if ((result = run_rounds(source, error)) < 0)

@@ -10,6 +10,7 @@
 #include "engine/source/estimate.h"
 #include "engine/source/policy.h"
 #include "engine/source/rounds.h"
+#include "engine/source/tracker.h"
 #include "jaunt.h"
 
 struct source;
@@ -21,6 +22,7 @@ struct precopy {
 	struct policy_input input;
 	struct policy_decision decision;
 	struct decisions decisions;
+	enum tracker_kind tracker; /* as it was asked for */
 	bool can_track;
 	uint64_t round_ns, round_bytes; /* when the round began, and what had been sent by then */
 	uint64_t

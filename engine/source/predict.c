@@ -170,12 +170,14 @@ void predict_finish(const struct predict *at, struct policy_prediction *out)
 /*
  * Waits for outstanding pages while they are pushed, of the mean vCPU. It touches `rate` pages a
  * second when nothing keeps it; a touch finds its page outstanding with probability f, and then
- * costs a fault. What it could not do meanwhile it does afterwards, so of each moment the share
+ * costs a fault. Of each moment the share
  *
- *	w = min(a f, 1),  a = rate * fault
+ *	w = a f / (1 + f max(a - 1, 0)),  a = rate * fault
  *
- * is waiting. f falls from f0 to 0 as the outstanding bytes do, by the push and, where that is held
- * back by a limit, by what is fetched beside it: w / fault pages a second of each vCPU.
+ * is waiting: a guest that has time to spare (a < 1) does afterwards what it could not do
+ * meanwhile; one that has none touches less while it waits. f falls from f0 to 0 as the outstanding
+ *bytes do, by the push and, where that is held back by a limit, by what is fetched beside it: w /
+ *fault pages a second of each vCPU.
  */
 static double waits_ns(const struct predict *at, double *push_ns)
 {
@@ -193,7 +195,7 @@ static double waits_ns(const struct predict *at, double *push_ns)
 	*push_ns = 0;
 	for (unsigned i = 0; i < WAIT_STEPS; i++) {
 		double f = f0 * (WAIT_STEPS - i - 0.5) / WAIT_STEPS;
-		double waiting = smaller(a * f, 1);
+		double waiting = a * f / (1 + f * larger(a - 1, 0));
 		double fetched = limited ? waiting / fault_ns * SECOND * vcpus(input) * page : 0;
 		double ns = step / (bandwidth + fetched) * SECOND;
 		waited_ns += waiting * ns;

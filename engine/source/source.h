@@ -154,6 +154,12 @@ void source_note_figures(struct source *source, const Jaunt__Progress *progress)
 /* --- track.c: dirty tracking. Called by the thread in run()
  * --------------------------------------------------------------------------------------------- */
 
+/* Notes whether about one page in `every` is written, until source_track() or source_untrack().
+ * -errno: it cannot be done here. */
+int source_sample(struct source *source, enum tracker_kind kind, unsigned every,
+		  struct jaunt_error *error);
+/* How many of them were written since, or -errno. */
+int64_t source_sampled(struct source *source);
 /* From when it returns every page that changes is marked in shared.dirty by the next
  * source_collect(), or at once where the driver reports it. Nothing is dirty then. */
 int source_track(struct source *source, enum tracker_kind kind, struct jaunt_error *error);

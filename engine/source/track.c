@@ -9,30 +9,52 @@
  * tracker runs before `tracking` is set, the first round comes after both.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "engine/source/source.h"
 #include "engine/trace.h"
 
-int source_track(struct source *source, enum tracker_kind kind, struct jaunt_error *error)
+static int open_tracker(struct source *source, enum tracker_kind kind, struct jaunt_error *error)
 {
 	struct source_shared *shared = &source->shared;
 
 	if (!shared->dirty.region_count && dirty_open(&shared->dirty, &shared->memory) < 0)
 		return error_set(error, ENOMEM, "no-memory",
 				 "out of memory for the map of dirty pages");
-	if (!source->tracker) {
-		int result = tracker_open(&source->tracker, kind, source->ops, source->vm,
-					  &shared->memory, &shared->dirty, error);
-		if (result < 0)
-			return result;
-	}
-	int result = tracker_start(source->tracker, error);
+	return source->tracker ? 0
+			       : tracker_open(&source->tracker, kind, source->ops, source->vm,
+					      &shared->memory, &shared->dirty, error);
+}
+
+int source_sample(struct source *source, enum tracker_kind kind, unsigned every,
+		  struct jaunt_error *error)
+{
+	int result = open_tracker(source, kind, error);
+
+	if (result == 0 && (result = tracker_sample(source->tracker, every)) < 0)
+		return error_set(error, -result, "no-sample",
+				 "sample the pages that are written: %s", strerror(-result));
+	return result;
+}
+
+int64_t source_sampled(struct source *source)
+{
+	return tracker_sampled(source->tracker);
+}
+
+int source_track(struct source *source, enum tracker_kind kind, struct jaunt_error *error)
+{
+	int result = open_tracker(source, kind, error);
+
+	if (result < 0)
+		return result;
+	result = tracker_start(source->tracker, error);
 	if (tracker_stands_still(source->tracker))
 		source->paused = true; /* as behind a collect */
 	if (result < 0)
 		return result;
-	atomic_store(&shared->tracking, true);
+	atomic_store(&source->shared.tracking, true);
 	trace_event(source->base.lane, "tracking", "%s",
 		    tracker_kind_name(tracker_kind(source->tracker)));
 	return 0;
@@ -51,8 +73,7 @@ void source_untrack(struct source *source)
 {
 	/* A report that has seen it set may still be marking: the map stays until the source is
 	 * closed. */
-	if (!atomic_exchange(&source->shared.tracking, false))
-		return;
+	atomic_store(&source->shared.tracking, false);
 	tracker_stop(source->tracker);
 }
 

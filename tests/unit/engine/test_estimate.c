@@ -106,6 +106,33 @@ Test(estimate, noise_of_a_fifth_moves_what_is_foretold_by_less_and_lowers_the_co
 	}
 }
 
+Test(estimate, looks_at_a_sample_tell_the_working_set_when_much_of_it_is_written)
+{
+	for (uint64_t ns = 5 * MS; ns <= 160 * MS; ns *= 2) {
+		double bytes = 134e6 * -expm1(-2e9 * (double)ns / 1e9 / 134e6);
+		estimate_sampled(&estimate, ns, (uint64_t)(bytes / 65536), 65536);
+	}
+	estimate_tell(&estimate, &told);
+	cr_assert(within(told.working_set, 134e6, 0.05), "%g", told.working_set);
+	cr_assert(within(told.dirty_rate, 2e9, 0.05), "%g", told.dirty_rate);
+	cr_assert_eq(told.horizon_ns, 160e6);
+}
+
+Test(estimate, a_sample_of_few_written_pages_says_less_than_a_collect)
+{
+	estimate_sampled(&estimate, 10 * MS, 1, 16 * 4096);
+	estimate_tell(&estimate, &told);
+	double alone = told.dirty_confidence;
+	estimate_collected(&estimate, 1000 * MS, 8 * MB, 0);
+	estimate_tell(&estimate, &told);
+	cr_assert(within(foretold(1e9), 8e6, 0.1), "%g", foretold(1e9));
+	cr_assert_gt(told.dirty_confidence, alone);
+	open_estimate();
+	estimate_sampled(&estimate, 10 * MS, 300, 16 * 4096);
+	estimate_tell(&estimate, &told);
+	cr_assert_gt(told.dirty_confidence, 1.5 * alone);
+}
+
 Test(estimate, a_guest_that_changes_is_followed)
 {
 	for (unsigned i = 0; i < 8; i++)

@@ -234,10 +234,45 @@ Test(policy, before_the_first_round_a_moment_of_writes_does_not_rule_rounds_out)
 	struct policy_input input = at_start();
 
 	input.dirty_rate = 2e9;
-	input.working_set = 0;
+	input.working_set = 500e6;
 	input.horizon_ns = 10e6;
 	input.dirty_confidence = 0.5;
 	cr_assert_eq(decide(&input), POLICY_CONTINUE);
+	/* But a longer look does, if it has seen much of what is written. */
+	input.horizon_ns = 300e6;
+	input.working_set = 900e6;
+	input.bandwidth_confidence = 0; /* nothing was sent */
+	cr_assert_eq(decide(&input), POLICY_SWITCH);
+}
+
+Test(policy, the_guest_is_looked_at_until_it_is_clear_what_it_writes)
+{
+	struct policy_input input = at_start();
+
+	input.bandwidth_confidence = 0;
+	/* 20 MB in 10 ms: they may be all that it writes, or the beginning of everything. */
+	input.dirty_rate = 2e9;
+	input.working_set = 900e6;
+	input.horizon_ns = 10e6;
+	cr_assert(policy_watch_on(&input, 100));
+	/* Most of it was seen: no round gains anything. */
+	input.horizon_ns = 160e6;
+	input.working_set = 300e6;
+	input.data_bytes = input.left_bytes = 320e6;
+	cr_assert_not(policy_watch_on(&input, 1000));
+	/* So few that nothing depends on it. */
+	input = at_start();
+	input.dirty_rate = 1e6;
+	input.horizon_ns = 10e6;
+	cr_assert_not(policy_watch_on(&input, 1));
+	/* It has cost too much already. */
+	input.dirty_rate = 2e9;
+	input.working_set = 900e6;
+	input.horizon_ns = 10e6;
+	cr_assert_not(policy_watch_on(&input, 1e5));
+	/* There is only one thing to do. */
+	input.mode = POLICY_PRECOPY;
+	cr_assert_not(policy_watch_on(&input, 100));
 }
 
 Test(policy, names_of_modes_are_parsed_back)
