@@ -225,7 +225,7 @@ class Simulate(unittest.TestCase):
       self.assertAlmostEqual(figures['sent_bytes'], 4 << 30, delta=1 << 20, msg=mode)
 
   def test_auto_never_switches_where_that_is_forbidden(self):
-    done = self.simulate('--dirty-rate', '8G', '--no-post-copy', '--json')
+    done = self.simulate('--dirty-rate', '8G', '--bandwidth', '100M', '--no-post-copy', '--json')
     self.assertEqual(json.loads(done.stdout)['modes']['auto']['end'], 'abort')
 
   def test_nonsense_is_refused(self):

@@ -2,6 +2,7 @@
 """The modes of migration on the same workload, side by side: what each cost the guest."""
 import json
 import os
+import re
 import statistics
 import subprocess
 import tempfile
@@ -30,7 +31,7 @@ AFTER_S = 0.5   # and after the end
 class Run:
   """What one migration was like. Times are in milliseconds."""
 
-  def __init__(self, mode, migration, series):
+  def __init__(self, mode, migration, series, watched=0, round_trip=None):
     moved, guest = migration.moved, migration.received['guest']
     self.mode, self.series = mode, series
     self.downtime = moved['downtime_us'] / 1e3
@@ -38,7 +39,8 @@ class Run:
     # Downtime, and what the mean vCPU waited for pages and for tracking.
     self.waited = (guest.get('waited_us') or 0) / 1e3 / migration.vcpus
     self.touches = guest['touch_latency_us']
-    self.tracking = self.tracked(migration.received['pages']) * TRACKING_MS / migration.vcpus
+    self.watched, self.round_trip = watched, round_trip
+    self.tracking = (watched + self.tracked(migration.received['pages'])) * TRACKING_MS / migration.vcpus
     self.stall = self.downtime + self.waited + self.tracking
     self.total = moved['total_ms']
     self.lost = series.lost_ms() if series else None
@@ -72,8 +74,24 @@ class Run:
     return {'mode': self.mode, 'downtime_ms': self.downtime, 'stall_ms': self.stall,
             'waited_ms': self.waited, 'tracking_ms': self.tracking, 'total_ms': self.total, 'lost_ms': self.lost, 'wire_bytes': self.wire,
             'payload_bytes': self.payload, 'cost_ms': self.cost, 'rounds': self.rounds(),
-            'touch_latency_us': self.touches, 'usual_per_ms': self.series.baseline() if self.series else None,
+            'touch_latency_us': self.touches, 'watched_pages': self.watched, 'round_trip_us': self.round_trip, 'usual_per_ms': self.series.baseline() if self.series else None,
             'predicted': self.predicted()}
+
+
+def _told(trace):
+  """What the source's trace tells beside moments: pages whose first write was noted before the first
+  round, and the round trip in microseconds."""
+  watched, round_trip = 0, None
+  with open(trace, encoding='utf-8') as file:
+    for line in file:
+      if '"watched"' in line:
+        record = json.loads(line)
+        if record.get('name') == 'watched':
+          watched = int(record['text'].split()[0])
+      elif '"decision"' in line and round_trip is None:
+        found = re.search(r'"round_trip_ns":([0-9.e+]+)', line)
+        round_trip = float(found[1]) / 1e3 if found else None
+  return watched, round_trip
 
 
 def phases(trace):
@@ -112,15 +130,16 @@ def run(programs, mode, memory, working_set, options=(), **named):
       options = (*options, '--max-rounds', str(MAX_ROUNDS))
     migration.begin('--mode', mode, '--explain', '--trace', trace, *options)
     migration.finish(after=AFTER_S)
-    return Run(mode, migration, Series.read(mode, throughput, _marks(trace, begin),
-                                            migration.stopped_ns))
+    series = Series.read(mode, throughput, _marks(trace, begin), migration.stopped_ns)
+    return Run(mode, migration, series, *_told(trace))
 
 
 def simulate(programs, **figures):
   """What the simulator says of the same guest and link: mode → figures."""
   words = [programs.bench('jaunt-simulate'), '--json']
   for name, value in figures.items():
-    words += ['--' + name.replace('_', '-'), str(value)]
+    if value is not False:
+      words += ['--' + name.replace('_', '-')] + ([] if value is True else [str(value)])
   done = subprocess.run(words, capture_output=True, text=True, check=False)
   if done.returncode:
     raise Failed(f'jaunt-simulate: {done.stderr.strip()}')

@@ -29,6 +29,9 @@ static const char help[] =
 	"  --limit-bandwidth SIZE of the streams, bytes a second (default: none)\n"
 	"  --round-trip-us N      (default 100)\n"
 	"  --vcpus N              (default 2)\n"
+	"  --cpus N               that they run on (default: each its own)\n"
+	"  --paced                it has time to spare, and keeps that rate where it can\n"
+	"  --every N              one page in so many is looked at first (default 16; 0: all)\n"
 	"  --downtime-limit-ms N  (default 300, 0: none)\n"
 	"  --total-limit-ms N     (default: none)\n"
 	"  --max-rounds N         (default 30)\n"
@@ -59,6 +62,7 @@ static void init(struct options *options)
 	world->ram_bytes = GIB(4);
 	world->page_bytes = 4096;
 	world->vcpus = 2;
+	world->every = 16;
 	world->set_count = 1;
 	world->sets[0].rate = 100e6;
 	world->bandwidth = 1.25e9;
@@ -76,6 +80,9 @@ enum {
 	CAP,
 	RTT,
 	VCPUS,
+	CPUS,
+	PACED,
+	EVERY,
 	DOWNTIME,
 	TOTAL,
 	ROUNDS,
@@ -98,6 +105,9 @@ static const struct option long_options[] = {
 	{"limit-bandwidth", required_argument, NULL, CAP},
 	{"round-trip-us", required_argument, NULL, RTT},
 	{"vcpus", required_argument, NULL, VCPUS},
+	{"cpus", required_argument, NULL, CPUS},
+	{"paced", no_argument, NULL, PACED},
+	{"every", required_argument, NULL, EVERY},
 	{"downtime-limit-ms", required_argument, NULL, DOWNTIME},
 	{"total-limit-ms", required_argument, NULL, TOTAL},
 	{"max-rounds", required_argument, NULL, ROUNDS},
@@ -143,6 +153,15 @@ static void take(struct options *options, int key)
 		break;
 	case VCPUS:
 		world->vcpus = (unsigned)program_count(optarg, 1);
+		break;
+	case CPUS:
+		world->cpus = (unsigned)program_count(optarg, 1);
+		break;
+	case PACED:
+		world->paced = true;
+		break;
+	case EVERY:
+		world->every = (unsigned)program_count(optarg, 0);
 		break;
 	case DOWNTIME:
 		limits->downtime_ns = program_count(optarg, 0) * 1000000;

@@ -28,6 +28,15 @@ static size_t digit(size_t *index, size_t base)
 	return value;
 }
 
+/* As in precopy.c. */
+static unsigned every(const struct world *world)
+{
+	unsigned every = 16;
+	while (world->ram_bytes / world->page_bytes / every > 65536)
+		every *= 2;
+	return every;
+}
+
 void sweep_cell(size_t index, double noise, struct sweep_cell *cell)
 {
 	struct world *world = &cell->world;
@@ -52,6 +61,7 @@ void sweep_cell(size_t index, double noise, struct sweep_cell *cell)
 	world->sets[1].bytes = set * 0.9;
 	world->sets[1].rate = rate * 0.5;
 	world->vcpus = 4;
+	world->every = every(world);
 	world->noise = noise;
 	world->round_trip_ns = 100e3;
 	world->device_ns = estimate_device_ns(world->vcpus);

@@ -9,6 +9,9 @@
 #define SECOND      1e9
 #define MS_NS       1e6
 #define PROBE_NS    (10 * MS_NS)
+#define WATCH_NS    (5 * MS_NS) /* as in precopy.c */
+#define WATCH_LEAST (10 * MS_NS)
+#define WATCH_MOST  (160 * MS_NS)
 #define LOOK_LEAST  (50 * MS_NS)
 #define LOOKS       8 /* at a round, at most */
 #define PUSH_STEPS  400
@@ -18,7 +21,8 @@
 struct run {
 	const struct world *world;
 	const struct policy_limits *limits;
-	uint64_t random;
+	uint64_t random,
+		sampling; /* states of generators, of their own so that worlds stay alike */
 	struct estimate estimate;
 	struct policy_input input;
 	double now_ns, left, sent, stall_ns;
@@ -26,19 +30,19 @@ struct run {
 	double dirty[WORLD_SETS_MAX]; /* bytes of each set that the next round must send */
 };
 
-static double uniform(struct run *run)
+static double uniform(uint64_t *state)
 {
-	uint64_t x = run->random;
+	uint64_t x = *state;
 	x ^= x >> 12;
 	x ^= x << 25;
 	x ^= x >> 27;
-	run->random = x;
+	*state = x;
 	return (double)((x * UINT64_C(0x2545f4914f6cdd1d)) >> 11) / (double)(UINT64_C(1) << 53);
 }
 
 static double noisy(struct run *run, double value)
 {
-	return value * (1 + run->world->noise * (2 * uniform(run) - 1));
+	return value * (1 + run->world->noise * (2 * uniform(&run->random) - 1));
 }
 
 static double link_rate(struct run *run)
@@ -64,18 +68,59 @@ static void guest_runs(struct run *run, double ns)
 	run->stall_ns += ns * run->input.throttle / 100.0;
 }
 
+/* Distinct bytes of each set that are written in a time without hindrance; the sum. */
+static double written(const struct world *world, const double rates[WORLD_SETS_MAX], double ns,
+		      double bytes[WORLD_SETS_MAX])
+{
+	double sum = 0;
+
+	for (unsigned i = 0; i < world->set_count; i++) {
+		double set = world->sets[i].bytes;
+		bytes[i] = set * -expm1(-rates[i] * (ns / SECOND) / set);
+		sum += bytes[i];
+	}
+	return sum;
+}
+
+static double first_writes_ns(const struct world *world, double bytes)
+{
+	return bytes / (double)world->page_bytes * world->costs.tracking_ns;
+}
+
+/* The part of a time in which the guest writes on: the rest goes into first writes. */
+static double unhindered(const struct world *world, const double rates[WORLD_SETS_MAX], double ns)
+{
+	double cpus = world->cpus && world->cpus < world->vcpus ? world->cpus : world->vcpus;
+	double low = 0, high = ns, bytes[WORLD_SETS_MAX];
+
+	if (world->paced && first_writes_ns(world, written(world, rates, ns, bytes)) / cpus < ns)
+		return ns;
+	for (unsigned i = 0; i < 30; i++) {
+		double half = (low + high) / 2;
+		double takes = first_writes_ns(world, written(world, rates, half, bytes)) / cpus;
+		if (half + takes > ns)
+			high = half;
+		else
+			low = half;
+	}
+	return low;
+}
+
+static void draw_rates(struct run *run, double rates[WORLD_SETS_MAX])
+{
+	for (unsigned i = 0; i < run->world->set_count; i++)
+		rates[i] = noisy(run, run->world->sets[i].rate);
+}
+
 /* What the guest wrote since the last collect becomes the next round's. */
 static void collect(struct run *run)
 {
 	const struct world *world = run->world;
-	double ran = run->since_ns * (1 - run->input.throttle / 100.0), sum = 0;
+	double ran = run->since_ns * (1 - run->input.throttle / 100.0), rates[WORLD_SETS_MAX];
 
-	for (unsigned i = 0; i < world->set_count; i++) {
-		double set = world->sets[i].bytes, rate = noisy(run, world->sets[i].rate);
-		run->dirty[i] = set * -expm1(-rate * (ran / SECOND) / set);
-		sum += run->dirty[i];
-	}
-	run->stall_ns += sum / (double)world->page_bytes * world->costs.tracking_ns / world->vcpus;
+	draw_rates(run, rates);
+	double sum = written(world, rates, unhindered(world, rates, ran), run->dirty);
+	run->stall_ns += first_writes_ns(world, sum) / world->vcpus;
 	estimate_collected(&run->estimate, (uint64_t)run->since_ns, (uint64_t)sum,
 			   run->input.throttle);
 	run->since_ns = 0;
@@ -92,6 +137,29 @@ static void look(struct run *run, bool round_ended, struct policy_decision *deci
 	input->since_collect_ns = (uint64_t)run->since_ns;
 	estimate_tell(&run->estimate, input);
 	policy_decide(input, decision);
+}
+
+/* A sample of the guest's writes, until they are clear enough. */
+static void watch(struct run *run)
+{
+	const struct world *world = run->world;
+	double bytes[WORLD_SETS_MAX], rates[WORLD_SETS_MAX], pages = 0, last = 0;
+	double of_each = (double)world->page_bytes * world->every;
+	bool on = true;
+
+	draw_rates(run, rates);
+	for (double ns = WATCH_NS; on && ns <= WATCH_MOST; ns *= 2) {
+		guest_runs(run, ns - run->since_ns);
+		pages = floor(written(world, rates, ns, bytes) / of_each + uniform(&run->sampling));
+		run->stall_ns += (pages - last) * world->costs.tracking_ns / world->vcpus;
+		last = pages;
+		estimate_sampled(&run->estimate, (uint64_t)ns, (uint64_t)pages, (uint64_t)of_each);
+		estimate_tell(&run->estimate, &run->input);
+		run->input.left_bytes = (uint64_t)run->left;
+		run->input.elapsed_ns = (uint64_t)run->now_ns;
+		on = ns < WATCH_LEAST || policy_watch_on(&run->input, pages);
+	}
+	run->since_ns = 0;
 }
 
 static double outstanding(const struct run *run)
@@ -141,6 +209,7 @@ static void push(struct run *run)
 	const struct world *world = run->world;
 	double all = outstanding(run), rest = all;
 	double fault_ns = world->costs.fault_ns + world->round_trip_ns;
+	double touches = 0; /* a second, of a vCPU that nothing keeps */
 	double hits = 0; /* touches a second of a vCPU that nothing keeps, of outstanding pages */
 
 	for (unsigned i = 0; i < world->set_count; i++) {
@@ -148,11 +217,13 @@ static void push(struct run *run)
 		double share = left + run->dirty[i] / world->sets[i].bytes;
 		double rate = world->sets[i].rate / (double)world->page_bytes *
 			      world->costs.touches / world->vcpus;
+		touches += rate;
 		hits += rate * (share < 1 ? share : 1);
 	}
 	while (rest > all * 1e-6 && rest > 1) {
-		double waiting = hits * rest / all * fault_ns / SECOND;
-		waiting = waiting < 1 ? waiting : 1;
+		double found = hits * rest / all * fault_ns / SECOND,
+		       a = touches * fault_ns / SECOND;
+		double waiting = a > 1 ? found / (1 + found - found / a) : found;
 		double fetched =
 			waiting / fault_ns * SECOND * world->vcpus * (double)world->page_bytes;
 		double rate = link_rate(run) + fetched;
@@ -228,6 +299,7 @@ static void begin(struct run *run, const struct world *world, enum policy_mode m
 	run->world = world;
 	run->limits = limits;
 	run->random = world->seed * UINT64_C(0x9e3779b97f4a7c15) | 1;
+	run->sampling = ~run->random;
 	run->left = (double)world->data_bytes;
 	estimate_init(&run->estimate, world->data_bytes);
 	run->input = (struct policy_input){.mode = mode,
@@ -252,9 +324,13 @@ void world_run(const struct world *world, enum policy_mode mode, const struct po
 	memset(result, 0, sizeof(*result));
 	begin(&run, world, mode, limits);
 	if (mode != POLICY_POSTCOPY && mode != POLICY_STOP_AND_COPY) {
-		guest_runs(&run, PROBE_NS);
-		collect(&run);
-		memset(run.dirty, 0, sizeof(run.dirty)); /* all is to be sent anyway */
+		if (world->every) {
+			watch(&run);
+		} else {
+			guest_runs(&run, PROBE_NS);
+			collect(&run);
+			memset(run.dirty, 0, sizeof(run.dirty)); /* all is to be sent anyway */
+		}
 	}
 	look(&run, false, &decision);
 	if (tell)

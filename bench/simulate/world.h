@@ -2,12 +2,13 @@
 /*
  * A simulated guest, link and pair of hosts, which the policy's own code decides about. Time is
  * computed, not spent. The world knows what the policy can only estimate, and is a little richer
- * than what the policy assumes: a guest may have several working sets of different rates, and its
- * rate and the link's vary.
+ * than what the policy assumes: a guest may have several working sets of different rates, its rate
+ * and the link's vary, and what first writes to tracked pages cost is time that it does not run.
  */
 #ifndef BENCH_SIMULATE_WORLD_H
 #define BENCH_SIMULATE_WORLD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/source/policy.h"
@@ -17,6 +18,9 @@
 struct world {
 	uint64_t ram_bytes, data_bytes, page_bytes;
 	unsigned vcpus;
+	unsigned cpus;  /* that these run on; 0: each its own */
+	bool paced;     /* the guest has time to spare: it keeps its rates where it can */
+	unsigned every; /* one page in so many is looked at first; 0: all are, for a moment */
 	unsigned set_count;
 	struct {
 		double bytes, rate; /* of this set; the rate is in bytes of pages a second */
