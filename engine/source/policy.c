@@ -205,6 +205,8 @@ static enum policy_way choose(const struct policy_input *input,
 	double least = 0;
 	bool sent = input->bandwidth_confidence > 0; /* something, so there was a plan */
 	bool shaky = !input->round_ended && input->dirty_confidence < CHANGE_CONFIDENCE;
+	/* Without a round it would be post-copy. */
+	shaky |= input->mode == POLICY_HYBRID && input->round == 0 && !input->round_ended;
 
 	for (unsigned i = 0; i < POLICY_WAYS; i++) {
 		const struct policy_prediction *way = &ways[i];

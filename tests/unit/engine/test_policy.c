@@ -243,6 +243,9 @@ Test(policy, before_the_first_round_a_moment_of_writes_does_not_rule_rounds_out)
 	input.working_set = 900e6;
 	input.bandwidth_confidence = 0; /* nothing was sent */
 	cr_assert_eq(decide(&input), POLICY_SWITCH);
+	/* A hybrid without a round would be none. */
+	input.mode = POLICY_HYBRID;
+	cr_assert_eq(decide(&input), POLICY_CONTINUE);
 }
 
 Test(policy, the_guest_is_looked_at_until_it_is_clear_what_it_writes)
