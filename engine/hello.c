@@ -8,8 +8,9 @@
 #include <unistd.h>
 
 /* What this side can do, by name; a peer that requires something not listed here is refused. */
-static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3", "set-push",
-				       "ping",      "rounds",     "read",        "rejoin"};
+static const char *const features[] = {"post-copy", "holes-told", "verify-xxh3",
+				       "set-push",  "ping",       "rounds",
+				       "read",      "rejoin",     "state-ahead"};
 static const char *const required[] = {"post-copy"};
 
 struct self {

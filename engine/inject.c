@@ -39,6 +39,7 @@ static const char *const point_names[INJECT_POINTS] = {
 	[INJECT_LINK_CUT_COMMIT] = "link.cut.commit",
 	[INJECT_KILL_PREPARE] = "side.kill.prepare",
 	[INJECT_KILL_ROUND] = "side.kill.round",
+	[INJECT_KILL_AHEAD] = "side.kill.ahead",
 	[INJECT_KILL_SWITCHOVER] = "side.kill.switchover",
 	[INJECT_KILL_BEFORE_COMMIT] = "side.kill.before-commit",
 	[INJECT_KILL_AFTER_COMMIT] = "side.kill.after-commit",
@@ -47,6 +48,7 @@ static const char *const point_names[INJECT_POINTS] = {
 	[INJECT_KILL_WRITTEN] = "side.kill.written",
 	[INJECT_KILL_VISIBLE] = "side.kill.visible",
 	[INJECT_HOLD_PREPARE] = "side.hold.prepare",
+	[INJECT_HOLD_AHEAD] = "side.hold.ahead",
 	[INJECT_HOLD_SWITCHOVER] = "side.hold.switchover",
 	[INJECT_HOLD_BEFORE_COMMIT] = "side.hold.before-commit",
 };

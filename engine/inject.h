@@ -41,6 +41,7 @@ enum inject_point {
 	INJECT_LINK_CUT_COMMIT, /* source: it ends with COMMIT recorded, before it is sent */
 	INJECT_KILL_PREPARE,    /* SIGKILL this process: before the pause */
 	INJECT_KILL_ROUND,      /* in a round of pre-copy; the target: where one ends */
+	INJECT_KILL_AHEAD,      /* device state is under way, and the VM runs at the source */
 	INJECT_KILL_SWITCHOVER,
 	INJECT_KILL_BEFORE_COMMIT,
 	INJECT_KILL_AFTER_COMMIT,
@@ -49,6 +50,7 @@ enum inject_point {
 	INJECT_KILL_WRITTEN,    /* they are in the file, and not yet made visible */
 	INJECT_KILL_VISIBLE,    /* they are visible, and not yet called present */
 	INJECT_HOLD_PREPARE,    /* source: everything is connected, and it does not pause the VM */
+	INJECT_HOLD_AHEAD,      /* source: the first device state is sent; the VM runs, or may */
 	INJECT_HOLD_SWITCHOVER, /* the state is saved and not sent, or has come and is not loaded */
 	INJECT_HOLD_BEFORE_COMMIT, /* source: LOADED was heard */
 	INJECT_POINTS,

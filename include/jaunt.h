@@ -165,6 +165,19 @@ struct jaunt_vm_ops {
 
 	/* Optional: holds every vCPU for that share of the time, 0 to 99 %; 0: no more. */
 	int (*throttle)(void *vm, unsigned percent, struct jaunt_error *error);
+
+	/* Optional, source, both or neither: a state of which a large part can be saved while the
+	 * VM runs. save_begin() says that the switch has come: pause() and save() follow, or
+	 * resume(), which takes it back. From then on the driver may stop the VM itself. */
+	int (*save_begin)(void *vm, struct jaunt_error *error);
+	/* Bytes of the state, *bytes of them, at most `room`; none if none come within a moment.
+	 * 1: there may be more. 0: it is time for pause(). What of the state has not been told by
+	 * then save() gives. None of these bytes needs guest memory to be loaded. */
+	int (*save_ahead)(void *vm, void *buffer, size_t room, size_t *bytes,
+			  struct jaunt_error *error);
+	/* Optional, target: loads the next bytes of what save_ahead() gave; the VM runs at the
+	 * source, and guest memory cannot be read. load() gets the rest. NULL: it gets it all. */
+	int (*load_ahead)(void *vm, const void *state, size_t bytes, struct jaunt_error *error);
 };
 
 /* The target's side: builds the VM that the source describes. */

@@ -243,6 +243,7 @@ int source_greet(struct source *source, struct jaunt_error *error)
 		source->takes_set_push = hello_has(message->hello, "set-push");
 		source->takes_holes = hello_has(message->hello, "holes-told");
 		source->takes_read = hello_has(message->hello, "read");
+		source->takes_ahead = hello_has(message->hello, "state-ahead");
 		source->takes_rejoin = hello_has(message->hello, "rejoin");
 		result = hello_check(message->hello, error);
 		if (result >= 0 && strcmp(source->base.options.mode, "post-copy") != 0 &&

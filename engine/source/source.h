@@ -45,11 +45,11 @@ struct source {
 	struct link link;
 	bool linked;
 	bool same_clock;
-	bool takes_set_push, takes_holes; /* what the target said it can do */
+	bool takes_set_push, takes_holes, takes_ahead; /* what the target said it can do */
 	_Atomic bool discarded_late; /* the VM gave back pages that the target may be READing */
-	bool paused;
-	bool complete_first; /* the VM is not to run there with pages missing */
-	bool resumed_there;  /* RESUMED was heard */
+	bool paused;                 /* or its driver may have stopped it: it is to be resumed */
+	bool complete_first;         /* the VM is not to run there with pages missing */
+	bool resumed_there;          /* RESUMED was heard */
 	struct jaunt_description description;
 	struct source_shared shared;
 	bool memory_open;

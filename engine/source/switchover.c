@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From the pause to COMMIT: pauses the VM, tells what is stale and sends its state, waits for
- * LOADED, and records COMMIT before it is submitted. Whatever goes wrong until then leaves the VM
- * to be resumed here.
+ * From the first of the VM's state to COMMIT: sends what can be saved of it while the VM runs,
+ * pauses the VM, tells what is stale and sends the rest of the state, waits for LOADED, and records
+ * COMMIT before it is submitted. Whatever goes wrong until then leaves the VM to be resumed here.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -35,23 +35,29 @@ static int send_freeze(struct source *source, struct jaunt_error *error)
 	return result;
 }
 
-static int send_state(struct source *source, const uint8_t *state, size_t bytes,
+static int send_chunk(struct source *source, const uint8_t *bytes, size_t count, bool last,
 		      struct jaunt_error *error)
 {
 	Jaunt__Control message = JAUNT__CONTROL__INIT;
+	Jaunt__State chunk = JAUNT__STATE__INIT;
+
+	chunk.bytes.data = (uint8_t *)bytes;
+	chunk.bytes.len = count;
+	chunk.last = last;
+	chunk.last_instruction_ns = source->last_instruction_ns;
+	message.message_case = JAUNT__CONTROL__MESSAGE_STATE;
+	message.state = &chunk;
+	return link_send(&source->link, &message) < 0 ? link_why(&source->link, error) : 0;
+}
+
+static int send_state(struct source *source, const uint8_t *state, size_t bytes,
+		      struct jaunt_error *error)
+{
 	int result = send_freeze(source, error);
 
 	for (size_t at = 0; result == 0 && (at == 0 || at < bytes);) {
-		Jaunt__State chunk = JAUNT__STATE__INIT;
 		size_t step = bytes - at < CONTROL_STATE_CHUNK ? bytes - at : CONTROL_STATE_CHUNK;
-		chunk.bytes.data = (uint8_t *)state + at;
-		chunk.bytes.len = step;
-		chunk.last = at + step == bytes;
-		chunk.last_instruction_ns = source->last_instruction_ns;
-		message.message_case = JAUNT__CONTROL__MESSAGE_STATE;
-		message.state = &chunk;
-		if (link_send(&source->link, &message) < 0)
-			result = link_why(&source->link, error);
+		result = send_chunk(source, state + at, step, at + step == bytes, error);
 		at += step;
 		if (!step)
 			break;
@@ -83,6 +89,72 @@ void source_tell_holes(struct source *source)
 {
 	if (source->takes_holes && !source->holes_told && holes_start(&source->holes) < 0)
 		trace_event(source->base.lane, "holes", "the search for holes did not start");
+}
+
+/* While the VM runs: whatever may end all this is heard. */
+static int hear(struct source *source, struct jaunt_error *error)
+{
+	Jaunt__Control *message;
+	int result = source_look(source, clock_ns(), &message, error);
+
+	if (result == 1) {
+		result = source_unexpected(message, error);
+		control_free(message);
+	}
+	return result;
+}
+
+/* What was sent before has been dealt with at the target when it answers: so little is on its way
+ * when the VM is paused, however slow the link. */
+static int await_taken(struct source *source, size_t *unanswered, struct jaunt_error *error)
+{
+	uint64_t took_ns;
+
+	if (*unanswered < CONTROL_STATE_CHUNK)
+		return hear(source, error);
+	*unanswered = 0;
+	return source_ping(source, &took_ns, error);
+}
+
+static int send_ahead(struct source *source, uint8_t *buffer, struct jaunt_error *error)
+{
+	size_t bytes, all = 0, unanswered = 0;
+	int more = 1, result = 0;
+
+	while (result == 0 && more && all <= CONTROL_STATE_MAX - CONTROL_STATE_CHUNK) {
+		more = source->ops->save_ahead(source->vm, buffer, CONTROL_STATE_CHUNK, &bytes,
+					       error);
+		if (more < 0)
+			return error_context(error, "save the VM's state while it runs");
+		if (bytes && (result = send_chunk(source, buffer, bytes, false, error)) == 0) {
+			inject_kill(INJECT_KILL_AHEAD);
+			result = source_hold(source, INJECT_HOLD_AHEAD, error);
+		}
+		all += bytes;
+		unanswered += bytes;
+		if (result == 0)
+			result = await_taken(source, &unanswered, error);
+	}
+	trace_event(source->base.lane, "state-ahead", "%zu bytes", all);
+	return result;
+}
+
+/* What can be saved, sent and loaded while the VM runs is not waited for while it stands still. */
+static int save_ahead(struct source *source, struct jaunt_error *error)
+{
+	if (!source->takes_ahead || !source->ops->save_begin)
+		return 0;
+	uint8_t *buffer = malloc(CONTROL_STATE_CHUNK);
+	if (!buffer)
+		return error_set(error, ENOMEM, "no-memory", "no memory for the VM's state");
+	source->paused = true; /* also if it fails half way */
+	int result = source->ops->save_begin(source->vm, error);
+	if (result < 0)
+		error_context(error, "begin to save the VM's state");
+	else
+		result = send_ahead(source, buffer, error);
+	free(buffer);
+	return result;
 }
 
 static int pause_and_save(struct source *source, struct jaunt_error *error)
@@ -257,6 +329,8 @@ int source_switch_over(struct source *source, struct jaunt_error *error)
 {
 	int result;
 
+	if ((result = save_ahead(source, error)) < 0)
+		return result;
 	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
 	if ((result = pause_and_save(source, error)) < 0 ||
 	    (result = await_loaded(source, error)) < 0 ||

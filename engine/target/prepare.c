@@ -476,5 +476,5 @@ void target_unprepare(struct target *target)
 	memset(shared->hints, 0, sizeof(shared->hints));
 	free(target->state);
 	target->state = NULL;
-	target->state_bytes = 0;
+	target->state_bytes = target->ahead_bytes = 0;
 }

@@ -27,10 +27,31 @@ static int take_state(struct target *target, const Jaunt__State *state, struct j
 	if (!bigger)
 		return error_set(error, ENOMEM, "no-memory", "out of memory");
 	target->state = bigger;
-	memcpy(bigger + target->state_bytes, state->bytes.data, state->bytes.len);
+	if (state->bytes.len)
+		memcpy(bigger + target->state_bytes, state->bytes.data, state->bytes.len);
 	target->state_bytes += state->bytes.len;
 	target->last_instruction_ns = state->last_instruction_ns;
 	return state->last;
+}
+
+/* The VM runs at the source: a part of its state that can be loaded without its memory. */
+static int take_ahead(struct target *target, const Jaunt__State *state, struct jaunt_error *error)
+{
+	const struct jaunt_vm_ops *ops = target->factory->ops;
+
+	if (state->last || target->channels_wanted)
+		return error_set(error, EPROTO, "protocol",
+				 "the source sent the VM's state before its memory stood still");
+	inject_kill(INJECT_KILL_AHEAD);
+	if (!ops->load_ahead)
+		return take_state(target, state, error);
+	if (state->bytes.len > CONTROL_STATE_MAX - target->ahead_bytes)
+		return error_set(error, EMSGSIZE, "state-too-large",
+				 "the device state is larger than %u bytes", CONTROL_STATE_MAX);
+	target->ahead_bytes += state->bytes.len;
+	if (ops->load_ahead(target->vm, state->bytes.data, state->bytes.len, error) < 0)
+		return error_context(error, "load the VM's state");
+	return 0;
 }
 
 static void target_grant(struct target *target)
@@ -136,7 +157,7 @@ int target_receive_state(struct target *target, struct jaunt_error *error)
 			break;
 		case JAUNT__CONTROL__MESSAGE_STATE:
 			if (!atomic_load(&target->shared.session.epoch))
-				result = target_unexpected(message, error);
+				result = take_ahead(target, message->state, error);
 			else
 				result = take_state(target, message->state, error);
 			loaded = result == 1;

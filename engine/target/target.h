@@ -67,6 +67,7 @@ struct target {
 	struct sweep sweep; /* after rounds */
 	uint8_t *state;     /* device state, as it arrives */
 	size_t state_bytes;
+	size_t ahead_bytes; /* of it, told before FREEZE and loaded already */
 	uint64_t last_instruction_ns;
 	uint64_t copied; /* pages present when the epoch began; under the mutex */
 

@@ -13,7 +13,8 @@
 #include "engine/trace.h"
 #include "transport/ring.h"
 
-#define MS_NS 1000000u
+#define MS_NS      1000000u
+#define EXPLAIN_NS (200u * MS_NS)
 
 /* Of what create() refused in this attempt, if it did. */
 static void tell_differences(struct target *target, Jaunt__Refused *refused)
@@ -211,22 +212,29 @@ int target_turn(struct target *target, uint64_t until_ns, Jaunt__Control **messa
 int target_look(struct target *target, uint64_t until_ns, Jaunt__Control **message,
 		struct jaunt_error *error)
 {
-	int result = target_turn(target, until_ns, message);
-	if (result == 1)
-		return 1;
-	if (result < 0)
-		return link_why(&target->link, error);
-	if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
-		return error_set(error, ECANCELED, "cancelled", "cancelled here");
-	if (process_check(&target->process, 0, error) < 0)
-		return -error->code;
-	if (atomic_load(&target->shared.session.lost)) {
-		pthread_mutex_lock(&target->shared.session.mutex);
-		*error = target->shared.session.why;
-		pthread_mutex_unlock(&target->shared.session.mutex);
-		return -error->code;
-	}
-	return 0;
+	uint64_t explain_ns = 0; /* how long a loss may still be explained; 0: nothing is lost */
+
+	do {
+		int result = target_turn(target, explain_ns ? explain_ns : until_ns, message);
+		if (result == 1)
+			return 1;
+		if (result < 0)
+			return link_why(&target->link, error);
+		if (atomic_load(&target->base.cancel) || atomic_load(&target->base.abandon))
+			return error_set(error, ECANCELED, "cancelled", "cancelled here");
+		if (process_check(&target->process, 0, error) < 0)
+			return -error->code;
+		if (!atomic_load(&target->shared.session.lost))
+			return 0;
+		/* A source that gives up says so and then closes its channels, but each is read by
+		 * another thread, and here device state may come first. */
+		if (!explain_ns)
+			explain_ns = clock_ns() + EXPLAIN_NS;
+	} while (clock_ns() < explain_ns);
+	pthread_mutex_lock(&target->shared.session.mutex);
+	*error = target->shared.session.why;
+	pthread_mutex_unlock(&target->shared.session.mutex);
+	return -error->code;
 }
 
 /* Waits for the next message until the deadline. 1, or -errno with `error`: too late, link down,

@@ -203,6 +203,19 @@ static int take_again(struct qemu *vm, struct jaunt_error *error)
 	return 0;
 }
 
+/* A balloon that is asked for the guest's free pages while QEMU copies memory: QEMU would then look
+ * for them in bitmaps that memory which it leaves out does not have. */
+static bool gives_hints(const struct qemu *vm)
+{
+	char hints[8];
+
+	for (size_t i = 0; i < vm->config.count; i++)
+		if (facts_line(vm->config.all[i].value, "free-page-hint", hints, sizeof(hints)) &&
+		    strcmp(hints, "off") != 0)
+			return true;
+	return false;
+}
+
 static int take_hold(struct qemu *vm, struct jaunt_error *error)
 {
 	int result = qmp_open(&vm->qmp, vm->place->monitor, GREETING_MS, error);
@@ -231,7 +244,8 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	}
 	if ((result = qemu_note(vm, false, false, "", error)))
 		return result;
-	return settings_make(&vm->settings, vm->qmp, error);
+	vm->ahead = !vm->incoming && !gives_hints(vm);
+	return settings_make(&vm->settings, vm->qmp, vm->ahead, error);
 }
 
 enum purpose { TO_LEAVE, TO_ARRIVE, TO_TAKE_UP };

@@ -6,6 +6,9 @@
  * have stopped, RESUME just before they run. Their times are of the host's wall clock, and are
  * taken over to the monotonic one as they are heard.
  *
+ * At the switch the source's QEMU begins to write its state while the guest runs, and stops it by
+ * itself when little is left: see stream.c.
+ *
  * A QEMU that was stopped by us is "paused", one whose state was saved "postmigrate"; both go on
  * with `cont`. Its disks were let go of with the state; `cont` takes them again, which the other
  * side does not stand in the way of: with late-block-activate it takes them at its own `cont`. If
@@ -13,7 +16,8 @@
  * disks may already be its own.
  *
  * The other side runs what it loaded only when it is told to: the state says that the guest was
- * stopped by its operator, and QEMU keeps to that. One that runs all the same is ended.
+ * stopped by its operator, or its QEMU was told so ahead, and QEMU keeps to that. One that runs all
+ * the same is ended.
  */
 #include "vmm/qemu/qemu.h"
 
@@ -105,6 +109,62 @@ static int has_run(struct qemu *vm, bool *ran, struct jaunt_error *error)
 	return 0;
 }
 
+/* It is not for us to continue. */
+static int had_stopped(struct qemu *vm, const char *status, struct jaunt_error *error)
+{
+	qemu_take_back(vm, false);
+	return error_set(error, EINVAL, "qemu-state",
+			 "the guest had stopped before, and stays as it is, \"%s\" as QEMU says; "
+			 "continue it, then move it again",
+			 status);
+}
+
+static int save_begin(void *context, struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+	char status[RUNSTATE_MAX];
+
+	if (!vm->ahead)
+		return 0;
+	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
+	if (result)
+		return result;
+	if (strcmp(status, "running") != 0)
+		return had_stopped(vm, status, error);
+	result = qemu_note(vm, true, false, "", error);
+	return result ? result : stream_begin(vm, error);
+}
+
+static int save_ahead(void *context, void *buffer, size_t room, size_t *bytes,
+		      struct jaunt_error *error)
+{
+	struct qemu *vm = context;
+
+	*bytes = 0;
+	return vm->ahead ? stream_ahead(vm, buffer, room, bytes, error) : 0;
+}
+
+static int stop(struct qemu *vm, struct jaunt_error *error)
+{
+	/* While it still runs. */
+	int result = vm->incoming ? 0 : stream_offer(vm, error);
+
+	if (result)
+		return result;
+	if ((result = qemu_note(vm, true, false, "", error)))
+		return result;
+	qmp_forget(vm->qmp, "STOP");
+	/* Another from here on would be somebody else's, see committed(). */
+	qmp_forget(vm->qmp, "RESUME");
+	return qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
+}
+
+/* QEMU has stopped it by itself, unless the guest keeps it from getting that far. */
+static int await_stop(struct qemu *vm, struct jaunt_error *error)
+{
+	return vm->held ? 0 : qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
+}
+
 static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
@@ -114,28 +174,13 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 		*error = vm->unreported;
 		return -error->code;
 	}
-	/* While it still runs. */
-	int result = vm->incoming ? 0 : stream_offer(vm, error);
-	if (result)
-		return result;
-	if ((result = qemu_note(vm, true, false, "", error)))
-		return result;
-	qmp_forget(vm->qmp, "STOP");
-	/* Another from here on would be somebody else's, see committed(). */
-	qmp_forget(vm->qmp, "RESUME");
-	result = qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
+	int result = vm->under_way ? await_stop(vm, error) : stop(vm, error);
 	if (result)
 		return result;
 	if (hear(vm, "STOP", last_instruction_ns, error)) {
-		/* None is told of a guest that had stopped before: it is not for us to continue. */
+		/* None is told of a guest that had stopped before. */
 		result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
-		if (result)
-			return result;
-		qemu_take_back(vm, false);
-		return error_set(error, EINVAL, "qemu-state",
-				 "the guest had stopped before, and stays as it is, \"%s\" as QEMU "
-				 "says; continue it, then move it again",
-				 status);
+		return result ? result : had_stopped(vm, status, error);
 	}
 	report_now(&vm->report);
 	return 0;
@@ -144,6 +189,11 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 static int save(void *context, void **state, size_t *bytes, struct jaunt_error *error)
 {
 	return stream_save(context, state, bytes, error);
+}
+
+static int load_ahead(void *context, const void *state, size_t bytes, struct jaunt_error *error)
+{
+	return stream_load_ahead(context, state, bytes, error);
 }
 
 static int load(void *context, const void *state, size_t bytes, struct jaunt_error *error)
@@ -224,10 +274,12 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 {
 	char status[RUNSTATE_MAX];
 
+	int result = vm->under_way ? stream_cancel(vm, error) : 0;
 	*first_entry_ns = clock_ns();
-	if (!vm->stopped)
-		return 0;
-	int result = settle(vm, status, error);
+	vm->held = false;
+	if (result || !vm->stopped)
+		return result;
+	result = settle(vm, status, error);
 	if (result)
 		return result;
 	/* First: if we die in between it is the next command that continues it. */
@@ -331,4 +383,7 @@ const struct jaunt_vm_ops qemu_ops = {
 	.process = process,
 	.writes_late = writes_late,
 	.report_to = report_to,
+	.save_begin = save_begin,
+	.save_ahead = save_ahead,
+	.load_ahead = load_ahead,
 };

@@ -533,6 +533,11 @@ void qmp_close(struct qmp *qmp)
 	free(qmp);
 }
 
+int qmp_fd(const struct qmp *qmp)
+{
+	return qmp->fd;
+}
+
 pid_t qmp_process(const struct qmp *qmp)
 {
 	return qmp->process;

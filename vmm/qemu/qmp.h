@@ -30,6 +30,8 @@ int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jau
 int qmp_connect(struct qmp **out, const char *path, struct jaunt_error *error);
 void qmp_close(struct qmp *qmp);
 
+/* To be polled for input beside others: there is none for what has been read and not taken. */
+int qmp_fd(const struct qmp *qmp);
 /* Who listens at the socket, as the kernel says. */
 pid_t qmp_process(const struct qmp *qmp);
 /* QEMU's version as 10000 * major + 100 * minor + micro. */

@@ -17,8 +17,13 @@ static const char *const wanted[] = {"x-ignore-shared", "late-block-activate", "
 /* The device state of a guest that stands still is to be there at once. */
 #define BANDWIDTH (INT64_C(64) << 30)
 
-static bool is_wanted(const char *name)
+/* What QEMU leaves for the time when the guest stands still, by its own estimate. */
+#define DOWNTIME_MS 1
+
+static bool is_wanted(const char *name, bool ahead)
 {
+	if (ahead && strcmp(name, "pause-before-switchover") == 0)
+		return true;
 	for (size_t i = 0; i < WANTED; i++)
 		if (strcmp(name, wanted[i]) == 0)
 			return true;
@@ -27,7 +32,7 @@ static bool is_wanted(const char *name)
 
 /* The list for migrate-set-capabilities. Only what changes: QEMU checks what it is told to turn on,
  * and newer versions complain of what is obsolete. */
-static json_t *changes_of(const json_t *capabilities, bool back)
+static json_t *changes_of(const json_t *capabilities, bool ahead, bool back)
 {
 	json_t *changes = json_array(), *one;
 	size_t i;
@@ -35,7 +40,7 @@ static json_t *changes_of(const json_t *capabilities, bool back)
 	json_array_foreach ((json_t *)capabilities, i, one) {
 		const char *name = json_string_value(json_object_get(one, "capability"));
 		bool was = json_is_true(json_object_get(one, "state"));
-		if (name && was != is_wanted(name))
+		if (name && was != is_wanted(name, ahead))
 			json_array_append_new(changes, json_pack("{s:s, s:b}", "capability", name,
 								 "state", back ? was : !was));
 	}
@@ -69,9 +74,10 @@ static int check_known(const json_t *capabilities, struct jaunt_error *error)
 		       : 0;
 }
 
-static int apply(struct qmp *qmp, const json_t *capabilities, bool back, struct jaunt_error *error)
+static int apply(const struct settings *settings, struct qmp *qmp, bool back,
+		 struct jaunt_error *error)
 {
-	json_t *changes = changes_of(capabilities, back);
+	json_t *changes = changes_of(settings->capabilities, settings->ahead, back);
 
 	if (!json_array_size(changes)) {
 		json_decref(changes);
@@ -86,25 +92,30 @@ static json_t *parameters_of(const json_t *all)
 {
 	json_t *some = json_object();
 	json_t *bandwidth = json_object_get(all, "max-bandwidth");
+	json_t *downtime = json_object_get(all, "downtime-limit");
 	json_t *credentials = json_object_get(all, "tls-creds");
 
 	if (bandwidth)
 		json_object_set(some, "max-bandwidth", bandwidth);
+	if (downtime)
+		json_object_set(some, "downtime-limit", downtime);
 	if (credentials)
 		json_object_set(some, "tls-creds", credentials);
 	return some;
 }
 
-int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error *error)
+int settings_make(struct settings *settings, struct qmp *qmp, bool ahead, struct jaunt_error *error)
 {
 	json_t *all = NULL;
+
+	settings->ahead = ahead;
 	int result = qmp_execute(qmp, "query-migrate-capabilities", NULL, QEMU_ANSWER_MS,
 				 &settings->capabilities, error);
 
 	if (result == 0)
 		result = check_known(settings->capabilities, error);
 	if (result == 0)
-		result = apply(qmp, settings->capabilities, false, error);
+		result = apply(settings, qmp, false, error);
 	if (result == 0)
 		result = qmp_execute(qmp, "query-migrate-parameters", NULL, QEMU_ANSWER_MS, &all,
 				     error);
@@ -112,7 +123,8 @@ int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error
 		settings->parameters = parameters_of(all);
 		/* The stream does not leave this host: Jaunt carries it. */
 		result = qmp_execute(qmp, "migrate-set-parameters",
-				     json_pack("{s:I, s:s}", "max-bandwidth", (json_int_t)BANDWIDTH,
+				     json_pack("{s:I, s:i, s:s}", "max-bandwidth",
+					       (json_int_t)BANDWIDTH, "downtime-limit", DOWNTIME_MS,
 					       "tls-creds", ""),
 				     QEMU_ANSWER_MS, NULL, error);
 	}
@@ -123,8 +135,7 @@ int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error
 void settings_restore(struct settings *settings, struct qmp *qmp)
 {
 	/* One that does not answer is not waited for twice. */
-	bool silent = settings->capabilities &&
-		      apply(qmp, settings->capabilities, true, NULL) == -ETIMEDOUT;
+	bool silent = settings->capabilities && apply(settings, qmp, true, NULL) == -ETIMEDOUT;
 
 	if (!silent && settings->parameters && json_object_size(settings->parameters))
 		qmp_execute(qmp, "migrate-set-parameters", json_incref(settings->parameters),

@@ -3,9 +3,12 @@
 #ifndef VMM_QEMU_SETTINGS_H
 #define VMM_QEMU_SETTINGS_H
 
+#include <stdbool.h>
+
 #include "vmm/qemu/qmp.h"
 
 struct settings {
+	bool ahead;                        /* as it was asked for */
 	json_t *capabilities, *parameters; /* as they were; NULL: not changed */
 };
 
@@ -15,8 +18,10 @@ struct settings {
 const char *settings_missing(const json_t *capabilities);
 
 /* Both sides: guest RAM is left out of the stream, disks are activated only when the guest runs,
- * and there are events; whatever else somebody had turned on is off. */
-int settings_make(struct settings *settings, struct qmp *qmp, struct jaunt_error *error);
+ * and there are events; whatever else somebody had turned on is off. `ahead`: the stream begins
+ * while the guest runs, and QEMU waits when it has stopped it. */
+int settings_make(struct settings *settings, struct qmp *qmp, bool ahead,
+		  struct jaunt_error *error);
 /* As they were before; errors do not matter to anybody. */
 void settings_restore(struct settings *settings, struct qmp *qmp);
 void settings_forget(struct settings *settings);

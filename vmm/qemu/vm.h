@@ -29,6 +29,11 @@ struct qemu {
 	struct report report;
 	struct jaunt_error unreported; /* why discards are not being told, if they are not */
 	int stream_fd;       /* our end of the channel for device state, -1: none is offered */
+	bool ahead;          /* the source's state is begun while the guest runs */
+	bool under_way;      /* and that is being written, or read */
+	bool held;           /* QEMU has stopped the guest, and waits to write the rest */
+	uint64_t begun_ns;   /* when that began */
+	size_t ahead_bytes;  /* told by it so far */
 	unsigned slots_used; /* of the agent's shelf, in this migration */
 
 	struct qemu_facts facts;

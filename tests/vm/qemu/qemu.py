@@ -46,13 +46,14 @@ class Shape:
     spin: bool = False
     pulse_us: int = 0
     disk_mib: int = 64
+    screen_rate: int = 50  # lines of 4 KiB a second
 
     def settings(self):
         """Those of the program in the guest."""
         words = {"memory": self.work_mib << 20, "threads": self.vcpus, "rate": self.rate,
                  "write": self.write, "spin": int(self.spin), "pulse_us": self.pulse_us}
         if self.devices:
-            words |= {"disk": self.disk_mib << 20, "disk_rate": 100, "screen_rate": 50}
+            words |= {"disk": self.disk_mib << 20, "disk_rate": 100, "screen_rate": self.screen_rate}
         return ",".join(f"{key}={value}" for key, value in words.items())
 
     def text(self):

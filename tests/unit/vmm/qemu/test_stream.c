@@ -22,12 +22,13 @@
 
 static struct {
 	size_t saves;     /* bytes of its state */
+	size_t ahead;     /* of them, while the guest runs; 0: it does not wait then */
 	const char *last; /* word of its migration */
 	bool deaf;        /* closes the channel and reads nothing */
 	bool dies;        /* while it loads */
 	char *loaded;
 	size_t loaded_bytes;
-	atomic_bool cancelled;
+	atomic_bool cancelled, stopped;
 } qemu = {.last = "completed"};
 static char folder[64], path[96];
 static int listener = -1, client = -1, channel = -1;
@@ -73,12 +74,12 @@ static void tell_end(void)
 	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", qemu.last);
 }
 
-static void save(void)
+static void write_state(size_t done, size_t end)
 {
 	char some[65536];
 
-	for (size_t done = 0; done < qemu.saves;) {
-		size_t count = qemu.saves - done < sizeof(some) ? qemu.saves - done : sizeof(some);
+	while (done < end) {
+		size_t count = end - done < sizeof(some) ? end - done : sizeof(some);
 		for (size_t i = 0; i < count; i++)
 			some[i] = byte_of(done + i);
 		ssize_t sent = send(channel, some, count, MSG_NOSIGNAL);
@@ -86,6 +87,21 @@ static void save(void)
 			break;
 		done += (size_t)sent;
 	}
+}
+
+static void save(void)
+{
+	write_state(0, qemu.ahead ? qemu.ahead : qemu.saves);
+	if (qemu.ahead)
+		say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n",
+		    "pre-switchover");
+	else
+		tell_end();
+}
+
+static void save_rest(void)
+{
+	write_state(qemu.ahead, qemu.saves);
 	tell_end();
 }
 
@@ -120,6 +136,10 @@ static void *live(void *unused)
 		say("%s", answer);
 		if (strcmp(word, "migrate") == 0)
 			save();
+		else if (strcmp(word, "migrate-continue") == 0)
+			save_rest();
+		else if (strcmp(word, "stop") == 0)
+			atomic_store(&qemu.stopped, true);
 		else if (strcmp(word, "migrate-incoming") == 0)
 			load();
 	}
@@ -269,4 +289,145 @@ Test(stream, at_which_qemu_dies_has_failed)
 	cr_assert_eq(load_bytes(1000), -EIO);
 	cr_assert_str_eq(error.reason, "qemu-state");
 	cr_assert(vm.spent);
+}
+
+/* --- Ahead --------------------------------------------------------------------------------------
+ */
+
+#define MIB (1u << 20)
+
+static void check_bytes(const char *some, size_t from, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (some[i] != byte_of(from + i))
+			cr_assert_fail("byte %zu", from + i);
+}
+
+/* What it tells until it says that the guest is to be stopped. */
+static size_t take_ahead(void)
+{
+	static char buffer[100000];
+	size_t all = 0, bytes;
+	int more = 1;
+
+	while (more) {
+		more = stream_ahead(&vm, buffer, sizeof(buffer), &bytes, &error);
+		cr_assert_geq(more, 0, "%s", error.text);
+		check_bytes(buffer, all, bytes);
+		all += bytes;
+	}
+	return all;
+}
+
+static void begin(size_t ahead, size_t saves)
+{
+	qemu.ahead = ahead;
+	qemu.saves = saves;
+	vm.ahead = true;
+	cr_assert_eq(stream_begin(&vm, &error), 0, "%s", error.text);
+}
+
+static void check_rest(size_t from)
+{
+	void *state = NULL;
+	size_t count = 0;
+
+	cr_assert_eq(stream_save(&vm, &state, &count, &error), 0, "%s", error.text);
+	cr_assert_eq(from + count, qemu.saves);
+	check_bytes(state, from, count);
+	free(state);
+	cr_assert_not(vm.under_way);
+}
+
+Test(stream, ahead_ends_where_qemu_waits_and_the_rest_follows)
+{
+	begin(3 * MIB + 1, 4 * MIB);
+	size_t all = take_ahead();
+	cr_assert_eq(all, qemu.ahead);
+	cr_assert(vm.held);
+	check_rest(all);
+}
+
+Test(stream, ahead_that_does_not_end_is_left_to_the_pause)
+{
+	begin(50 * MIB, 51 * MIB);
+	size_t all = take_ahead();
+	cr_assert_gt(all, 32 * MIB);
+	cr_assert_lt(all, 33 * MIB);
+	cr_assert_not(vm.held);
+	check_rest(all);
+}
+
+Test(stream, that_nobody_asked_for_ahead_is_saved_at_once)
+{
+	qemu.ahead = MIB;
+	vm.ahead = true; /* QEMU waits all the same */
+	check_save(2 * MIB);
+}
+
+Test(stream, ahead_is_called_off_while_qemu_writes_it)
+{
+	static char buffer[1000];
+	size_t bytes;
+
+	begin(5 * MIB, 6 * MIB);
+	cr_assert_eq(stream_ahead(&vm, buffer, sizeof(buffer), &bytes, &error), 1);
+	cr_assert_eq(stream_cancel(&vm, &error), 0, "%s", error.text);
+	cr_assert(atomic_load(&qemu.cancelled));
+	cr_assert_not(vm.under_way);
+	vm.ahead = false;
+	qemu.ahead = 0;
+	check_save(1000);
+}
+
+Test(stream, ahead_that_fails_says_why)
+{
+	static char buffer[MIB];
+	size_t bytes;
+	int result = 1;
+
+	qemu.last = "failed";
+	begin(0, 1000);
+	while (result > 0)
+		result = stream_ahead(&vm, buffer, sizeof(buffer), &bytes, &error);
+	cr_assert_eq(result, -EIO);
+	cr_assert(strstr(error.text, "no such device"), "%s", error.text);
+	cr_assert_eq(stream_cancel(&vm, &error), 0);
+}
+
+/* The channel holds what comes ahead here, since QEMU is a thread that reads it all at once. */
+static int load_ahead_bytes(size_t from, size_t count)
+{
+	char *state = malloc(count);
+
+	for (size_t i = 0; i < count; i++)
+		state[i] = byte_of(from + i);
+	vm.incoming = true;
+	int result = stream_load_ahead(&vm, state, count, &error);
+	free(state);
+	return result;
+}
+
+Test(stream, is_loaded_as_it_comes_by_a_qemu_that_is_not_to_run_it)
+{
+	char last[100];
+
+	cr_assert_eq(load_ahead_bytes(0, MIB), 0, "%s", error.text);
+	cr_assert(atomic_load(&qemu.stopped));
+	cr_assert(vm.spent);
+	cr_assert_eq(load_ahead_bytes(MIB, 2 * MIB), 0, "%s", error.text);
+	for (size_t i = 0; i < sizeof(last); i++)
+		last[i] = byte_of(3 * MIB + i);
+	cr_assert_eq(stream_load(&vm, last, sizeof(last), &error), 0, "%s", error.text);
+	cr_assert_eq(qemu.loaded_bytes, 3 * MIB + sizeof(last));
+	check_bytes(qemu.loaded, 0, qemu.loaded_bytes);
+}
+
+Test(stream, that_qemu_does_not_want_ahead_says_why)
+{
+	qemu.deaf = true;
+	qemu.last = "failed";
+	cr_assert_eq(load_ahead_bytes(0, 8 * MIB), -EIO);
+	cr_assert(strstr(error.text, "no such device"), "%s", error.text);
+	stream_withdraw(&vm);
 }

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device state that travels, and is loaded, while the guest still runs at the source: a screen that is
+written all the while, and what ends a migration in that moment."""
+
+import json
+import time
+
+import lab
+from migrating import CANCELLED, DONE, FAILED
+
+MIB = 1 << 20
+FILL_S = 2
+LONG = ":delay_us=3200000"  # longer than the guest is left running for it
+
+
+class Ahead(lab.Case):
+    shape = lab.Shape(work_mib=64, devices=True, screen_rate=2000)
+
+    def guest(self):
+        """One with something on its screen."""
+        guest = super().guest()
+        if not hasattr(guest, "painted"):
+            time.sleep(FILL_S)
+            guest.painted = True
+        return guest
+
+    def migrate(self, mode, *options, environment=None):
+        """A whole migration; how many bytes of device state were sent ahead."""
+        guest = self.guest()
+        trace = f"{guest.site.directory}/{mode}.trace"
+        before = guest.here.report()
+        parts = guest.begin("--mode", mode, "--trace", trace, *options, environment=environment)
+        guest.finish(*parts)
+        guest.until_beats()
+        report = guest.check()
+        guest.works(before, report)
+        self.assertGreater(report["screen"]["operations"], 1000)
+        with open(trace, encoding="utf-8") as lines:
+            told = [line["text"] for line in map(json.loads, lines)
+                    if line.get("name") == "state-ahead"]
+        self.assertEqual(len(told), 1, told)
+        return int(told[0].split()[0])
+
+    def test_in_post_copy(self):
+        self.assertGreater(self.migrate("post-copy"), 2 * MIB)
+
+    def test_in_hybrid(self):
+        self.assertGreater(self.migrate("hybrid", "--max-rounds", "2"), 2 * MIB)
+
+    def test_what_takes_too_long_is_saved_when_the_guest_stands_still(self):
+        self.migrate("post-copy", environment={"JAUNT_INJECT": "source.side.hold.ahead" + LONG})
+
+    # --- What ends it then -------------------------------------------------------------------------
+
+    def begin(self):
+        """(guest, target, receive, migrate): the first of the state is at the target."""
+        guest = self.guest()
+        parts = guest.begin("--mode", "post-copy",
+                            environment={"JAUNT_INJECT": "source.side.hold.ahead"})
+        parts[0].monitor.event("MIGRATION", status="active")
+        self.addCleanup(lambda: parts[0] is guest.here or parts[0].end())
+        return guest, *parts
+
+    def ends(self, process, code):
+        self.assertEqual(process.wait(30), code, process.transcript())
+        return process.json()
+
+    def goes_on(self, guest, target):
+        """At the source, nothing of it left; the other QEMU has not run it and never will."""
+        self.assertFalse(target.process.running() and target.status() == "running")
+        self.assertIsNone(target.monitor.when("RESUME"))
+        before = guest.here.report()
+        guest.until_beats()
+        guest.works(before, guest.check())
+        self.assertEqual(guest.here.status(), "running")
+        self.assertNotIn(guest.here.monitor.ask("query-migrate").get("status"),
+                         ("setup", "active", "pre-switchover", "device"))
+        guest.migrate("post-copy")
+
+    def test_cancelled_at_the_source(self):
+        guest, target, receive, migrate = self.begin()
+        self.assertEqual(guest.site.run("cancel", guest.here.vm)[0], DONE)
+        self.assertEqual(self.ends(migrate, CANCELLED)["vm_is_at"], "source")
+        self.ends(receive, CANCELLED)
+        self.goes_on(guest, target)
+
+    def test_cancelled_at_the_target(self):
+        guest, target, receive, migrate = self.begin()
+        self.assertEqual(guest.site.run("cancel", target.vm)[0], DONE)
+        self.ends(migrate, CANCELLED)
+        self.ends(receive, CANCELLED)
+        self.goes_on(guest, target)
+
+    def test_the_targets_qemu_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        target.process.kill()
+        self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
+        self.ends(receive, FAILED)
+        self.goes_on(guest, target)
+
+    def test_receive_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        receive.kill()
+        self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
+        self.goes_on(guest, target)
+
+    def test_migrate_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        migrate.kill()
+        self.ends(receive, FAILED)
+        # QEMU goes on by itself, or the next command sees to it.
+        guest.site.run("status", guest.here.vm)
+        self.goes_on(guest, target)
+
+    def test_the_sources_qemu_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        guest.here.process.kill()
+        self.ends(migrate, FAILED)
+        self.ends(receive, FAILED)
+        self.assertIsNone(target.monitor.when("RESUME"))
+        lab.end_guests()
