@@ -148,7 +148,8 @@ static void watch(struct run *run)
 	bool on = true;
 
 	draw_rates(run, rates);
-	for (double ns = WATCH_NS; on && ns <= WATCH_MOST; ns *= 2) {
+	for (uint64_t at = WATCH_NS; on && at <= (uint64_t)WATCH_MOST; at *= 2) {
+		double ns = (double)at;
 		guest_runs(run, ns - run->since_ns);
 		pages = floor(written(world, rates, ns, bytes) / of_each + uniform(&run->sampling));
 		run->stall_ns += (pages - last) * world->costs.tracking_ns / world->vcpus;

@@ -105,13 +105,13 @@ static bool flip(union page *pages, unsigned i, const union page *older)
 	return true;
 }
 
-/* How many pages it did it to. In `discard` every page may be about to go, in others one is enough.
- */
+/* How many pages it did it to. In `discard` every page may be about to go, in others one is enough:
+ * a late one, since of those that a guest writes often one may just be being written. */
 static unsigned inflict(damage_function *damage, union page *pages, const union page *older,
 			bool all)
 {
 	unsigned done = 0;
-	for (unsigned i = 0; i < PAGES && (all || !done); i++)
+	for (unsigned i = PAGES; i-- > 0 && (all || !done);)
 		done += damage(pages, i, older);
 	return done;
 }
