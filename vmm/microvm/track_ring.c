@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "base/bits.h"
 #include "base/error.h"
@@ -116,11 +117,19 @@ static void harvest(struct vcpu *vcpu)
 	}
 }
 
+/* How often this thread has gone to sleep. */
+static long sleeps(void)
+{
+	struct rusage usage;
+	return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nvcsw;
+}
+
 /* Under the lock: until it returned, what was harvested is not armed. In Linux 6.16 and newer a
  * signal, such as the kick of a pause, ends the call early: it says how many entries it has reset,
  * and not that there are more; and some of those that it counts it has not armed (6.18, as tried).
- * So signals wait; and should a call end early all the same, nothing that was noted is forgotten
- * any more. */
+ * So signals wait; and should a call have ended early all the same, nothing that was noted is
+ * forgotten any more. What no mask keeps off (SIGSTOP, a debugger, a frozen control group) leaves
+ * its trace in that the thread has slept. */
 static void reset(struct microvm *vm)
 {
 	unsigned in_vain = 0;
@@ -129,7 +138,9 @@ static void reset(struct microvm *vm)
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	do {
+		long slept = sleeps();
 		int result = ioctl(vm->vm_fd, KVM_RESET_DIRTY_RINGS, 0);
+		vm->track.cut_short |= sleeps() != slept;
 		if (result < 0 && errno != EINTR && errno != EAGAIN)
 			vm->track.broken = true;
 		uint64_t done = result > 0 ? (uint64_t)result : 0;
