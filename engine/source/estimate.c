@@ -127,6 +127,7 @@ void estimate_collected(struct estimate *estimate, uint64_t ns, uint64_t bytes, 
 {
 	double ran_ns = (double)ns * (1 - (throttle < 99 ? throttle : 99) / 100.0);
 
+	estimate->most_bytes = fmax(estimate->most_bytes, (double)bytes); /* holes were filled */
 	remember(estimate, ran_ns, (double)bytes, 1);
 }
 

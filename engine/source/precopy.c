@@ -147,6 +147,8 @@ static void observe(struct source *source, bool round_ended)
 	input->dirty_bytes = round_ended ? dirty_now(source) : 0;
 	if (begun && !unsearched_bytes(source))
 		input->data_bytes = input->ram_bytes - atomic_load(&precopy->rounds.hole_bytes);
+	if (input->data_bytes < input->dirty_bytes) /* it fills what were holes */
+		input->data_bytes = input->dirty_bytes;
 	input->since_collect_ns =
 		counts && precopy->can_track ? clock_ns() - precopy->collect_ns : 0;
 	estimate_tell(&precopy->estimate, input);
@@ -345,11 +347,11 @@ static unsigned sample_every(const struct policy_input *input)
 
 /* Looks at a sample of the guest's writes, again and again, until what they are is clear enough for
  * the first decision. */
-static int watch_sample(struct source *source, unsigned every, struct jaunt_error *error)
+static int watch_sample(struct source *source, unsigned every, uint64_t begun,
+			struct jaunt_error *error)
 {
 	struct precopy *precopy = &source->precopy;
-	uint64_t begun = clock_ns(), ns = WATCH_NS;
-	uint64_t watched = 0;
+	uint64_t ns = WATCH_NS, watched = 0;
 	bool on = true;
 
 	precopy->can_track = precopy->input.can_track = true;
@@ -400,8 +402,10 @@ static int watch(struct source *source, struct jaunt_error *error)
 	struct precopy *precopy = &source->precopy;
 	unsigned every = sample_every(&precopy->input);
 
+	/* The sample's pages are armed one after the other: on the mean half of that time ago. */
+	uint64_t before = clock_ns();
 	if (source_sample(source, precopy->tracker, every, error) == 0)
-		return watch_sample(source, every, error);
+		return watch_sample(source, every, before + (clock_ns() - before) / 2, error);
 	error_clear(error);
 	return probe(source, error);
 }
