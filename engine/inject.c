@@ -49,6 +49,7 @@ static const char *const point_names[INJECT_POINTS] = {
 	[INJECT_KILL_VISIBLE] = "side.kill.visible",
 	[INJECT_HOLD_PREPARE] = "side.hold.prepare",
 	[INJECT_HOLD_AHEAD] = "side.hold.ahead",
+	[INJECT_HOLD_HELD] = "side.hold.held",
 	[INJECT_HOLD_SWITCHOVER] = "side.hold.switchover",
 	[INJECT_HOLD_BEFORE_COMMIT] = "side.hold.before-commit",
 };

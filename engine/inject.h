@@ -46,11 +46,12 @@ enum inject_point {
 	INJECT_KILL_BEFORE_COMMIT,
 	INJECT_KILL_AFTER_COMMIT,
 	INJECT_KILL_POSTCOPY,
-	INJECT_KILL_CLAIMED,    /* target: pages are claimed, nothing of them is placed */
-	INJECT_KILL_WRITTEN,    /* they are in the file, and not yet made visible */
-	INJECT_KILL_VISIBLE,    /* they are visible, and not yet called present */
-	INJECT_HOLD_PREPARE,    /* source: everything is connected, and it does not pause the VM */
-	INJECT_HOLD_AHEAD,      /* source: the first device state is sent; the VM runs, or may */
+	INJECT_KILL_CLAIMED, /* target: pages are claimed, nothing of them is placed */
+	INJECT_KILL_WRITTEN, /* they are in the file, and not yet made visible */
+	INJECT_KILL_VISIBLE, /* they are visible, and not yet called present */
+	INJECT_HOLD_PREPARE, /* source: everything is connected, and it does not pause the VM */
+	INJECT_HOLD_AHEAD,   /* source: the first device state is sent; the VM runs, or may */
+	INJECT_HOLD_HELD, /* source: all that can be sent ahead is; perhaps the VMM has paused it */
 	INJECT_HOLD_SWITCHOVER, /* the state is saved and not sent, or has come and is not loaded */
 	INJECT_HOLD_BEFORE_COMMIT, /* source: LOADED was heard */
 	INJECT_POINTS,

@@ -144,6 +144,10 @@ static int save_ahead(struct source *source, struct jaunt_error *error)
 {
 	if (!source->takes_ahead || !source->ops->save_begin)
 		return 0;
+	/* What is written meanwhile would have to be sent in a pause that the policy has reckoned
+	 * without it. */
+	if (source->complete_first && atomic_load(&source->shared.tracking))
+		return 0;
 	uint8_t *buffer = malloc(CONTROL_STATE_CHUNK);
 	if (!buffer)
 		return error_set(error, ENOMEM, "no-memory", "no memory for the VM's state");
@@ -169,6 +173,8 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 	source->paused = true; /* also if it fails half way */
 	if (source->ops->pause(source->vm, &source->last_instruction_ns, error) < 0)
 		return error_context(error, "pause the VM");
+	if (source->last_instruction_ns < source->pause_ns) /* it was stopped by its VMM before */
+		source->pause_ns = source->last_instruction_ns;
 	uint64_t before = clock_ns();
 	if (source->ops->save(source->vm, &state, &bytes, error) < 0)
 		return error_context(error, "save the VM's state");
@@ -329,7 +335,8 @@ int source_switch_over(struct source *source, struct jaunt_error *error)
 {
 	int result;
 
-	if ((result = save_ahead(source, error)) < 0)
+	if ((result = save_ahead(source, error)) < 0 ||
+	    (result = source_hold(source, INJECT_HOLD_HELD, error)) < 0)
 		return result;
 	migration_phase(&source->base, JAUNT_PHASE_SWITCHOVER);
 	if ((result = pause_and_save(source, error)) < 0 ||

@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define FORM "jaunt-commit 1\nprocess %ld\nstarted %llu\nstopped %d\ncommitted %d\npeer %s\n"
+#define FORM                                                                                       \
+	"jaunt-commit 1\nprocess %ld\nstarted %llu\nbegun %d\nstopped %d\ncommitted %d\n"          \
+	"peer %s\n"
 
 uint64_t commit_started(pid_t process)
 {
@@ -44,7 +46,7 @@ int commit_write(const char *path, const struct commit *commit)
 	if (snprintf(fresh, sizeof(fresh), "%s.new", path) >= (int)sizeof(fresh))
 		return -ENAMETOOLONG;
 	int bytes = snprintf(text, sizeof(text), FORM, (long)commit->process,
-			     (unsigned long long)commit->started, commit->stopped,
+			     (unsigned long long)commit->started, commit->begun, commit->stopped,
 			     commit->committed, commit->peer[0] ? commit->peer : "-");
 	int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
@@ -64,21 +66,22 @@ int commit_read(const char *path, struct commit *commit)
 {
 	long process;
 	unsigned long long started;
-	int stopped, committed;
+	int begun, stopped, committed;
 	char peer[128] = "";
 
 	FILE *file = fopen(path, "re");
 	if (!file)
 		return -errno;
-	int fields = fscanf(
-		file,
-		"jaunt-commit 1\nprocess %ld\nstarted %llu\nstopped %d\ncommitted %d\npeer %127s",
-		&process, &started, &stopped, &committed, peer);
+	int fields = fscanf(file,
+			    "jaunt-commit 1\nprocess %ld\nstarted %llu\nbegun %d\nstopped %d\n"
+			    "committed %d\npeer %127s",
+			    &process, &started, &begun, &stopped, &committed, peer);
 	fclose(file);
-	if (fields != 5)
+	if (fields != 6)
 		return -ENOENT;
 	*commit = (struct commit){.process = (pid_t)process,
 				  .started = started,
+				  .begun = begun != 0,
 				  .stopped = stopped != 0,
 				  .committed = committed != 0};
 	if (strcmp(peer, "-") != 0)

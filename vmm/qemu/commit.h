@@ -15,6 +15,7 @@
 struct commit {
 	pid_t process;
 	uint64_t started; /* of that process, see commit_started() */
+	bool begun;       /* QEMU writes its state, and may stop the guest by itself for that */
 	bool stopped; /* or about to be, by who moves it: else it stands still for another's reasons
 		       */
 	bool committed;

@@ -103,6 +103,7 @@ int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
 {
 	struct commit commit = {.process = qmp_process(vm->qmp),
 				.started = vm->started,
+				.begun = vm->begun,
 				.stopped = stopped,
 				.committed = committed};
 	bool is_kept = vm->place->record && !vm->incoming;
@@ -121,6 +122,7 @@ int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
 
 void qemu_take_back(struct qemu *vm, bool stopped)
 {
+	vm->begun = false;
 	if (qemu_note(vm, stopped, false, "", NULL))
 		commit_remove(vm->place->record);
 	vm->stopped = stopped;
@@ -282,7 +284,8 @@ void qemu_close(struct qemu *vm)
 	report_stop(&vm->report);
 	stream_withdraw(vm);
 	/* A guest that was left standing still is the next command's affair. */
-	if (!vm->incoming && !vm->stopped && !vm->committed && vm->place->record && vm->pidfd >= 0)
+	if (!vm->incoming && !vm->begun && !vm->stopped && !vm->committed && vm->place->record &&
+	    vm->pidfd >= 0)
 		commit_remove(vm->place->record);
 	if (vm->qmp && !vm->spent)
 		settings_restore(&vm->settings, vm->qmp);
@@ -500,6 +503,16 @@ static int continue_it(struct qemu *vm, enum qemu_remains *remains, struct jaunt
 	return result;
 }
 
+/* QEMU stopped it by itself, and waits for the dead process; it continues what it stopped. */
+static int let_go_on(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
+{
+	uint64_t when;
+
+	vm->under_way = true;
+	*remains = QEMU_CONTINUED;
+	return qemu_ops.resume(vm, &when, error);
+}
+
 /* One that the dead process did not stop is left as it is: its operator may have. */
 static int clear_up(const struct qemu_place *place, const struct commit *commit,
 		    enum qemu_remains *remains, struct jaunt_error *error)
@@ -508,6 +521,7 @@ static int clear_up(const struct qemu_place *place, const struct commit *commit,
 			  .pidfd = -1,
 			  .stream_fd = -1,
 			  .started = commit->started,
+			  .begun = commit->begun,
 			  .stopped = commit->stopped};
 	int result = qmp_open(&vm.qmp, place->monitor, GREETING_MS, error);
 
@@ -518,6 +532,9 @@ static int clear_up(const struct qemu_place *place, const struct commit *commit,
 		untrack(&vm);
 		if (vm.stopped)
 			result = continue_it(&vm, remains, error);
+		else if (vm.begun && stream_waits(&vm))
+			result = let_go_on(&vm, remains, error);
+		settings_clear(vm.qmp);
 	}
 	if (result == 0)
 		commit_remove(place->record);

@@ -131,7 +131,8 @@ static int save_begin(void *context, struct jaunt_error *error)
 		return result;
 	if (strcmp(status, "running") != 0)
 		return had_stopped(vm, status, error);
-	result = qemu_note(vm, true, false, "", error);
+	vm->begun = true;
+	result = qemu_note(vm, false, false, "", error);
 	return result ? result : stream_begin(vm, error);
 }
 
@@ -159,10 +160,22 @@ static int stop(struct qemu *vm, struct jaunt_error *error)
 	return qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
 }
 
-/* QEMU has stopped it by itself, unless the guest keeps it from getting that far. */
+/* QEMU has stopped it by itself, and would continue it by itself, unless the guest keeps it from
+ * getting that far. */
 static int await_stop(struct qemu *vm, struct jaunt_error *error)
 {
-	return vm->held ? 0 : qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
+	char status[RUNSTATE_MAX];
+
+	if (vm->held)
+		return 0;
+	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
+	if (result)
+		return result;
+	if (strcmp(status, "running") != 0 && strcmp(status, "finish-migrate") != 0)
+		return had_stopped(vm, status, error);
+	if ((result = qemu_note(vm, true, false, "", error)))
+		return result;
+	return qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
 }
 
 static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_error *error)
@@ -188,7 +201,11 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 
 static int save(void *context, void **state, size_t *bytes, struct jaunt_error *error)
 {
-	return stream_save(context, state, bytes, error);
+	struct qemu *vm = context;
+	/* What QEMU has stopped is ours to continue once all of its state is written. */
+	int result = vm->stopped ? 0 : qemu_note(vm, true, false, "", error);
+
+	return result ? result : stream_save(vm, state, bytes, error);
 }
 
 static int load_ahead(void *context, const void *state, size_t bytes, struct jaunt_error *error)
@@ -277,11 +294,15 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 	int result = vm->under_way ? stream_cancel(vm, error) : 0;
 	*first_entry_ns = clock_ns();
 	vm->held = false;
-	if (result || !vm->stopped)
+	if (result || !(vm->begun || vm->stopped))
 		return result;
 	result = settle(vm, status, error);
 	if (result)
 		return result;
+	if (!vm->stopped) { /* it runs again, or somebody else has stopped it */
+		qemu_take_back(vm, false);
+		return 0;
+	}
 	/* First: if we die in between it is the next command that continues it. */
 	if (vm->committed)
 		qemu_take_back(vm, true);

@@ -18,7 +18,8 @@ static const char *const wanted[] = {"x-ignore-shared", "late-block-activate", "
 #define BANDWIDTH (INT64_C(64) << 30)
 
 /* What QEMU leaves for the time when the guest stands still, by its own estimate. */
-#define DOWNTIME_MS 1
+#define DOWNTIME_MS         1
+#define DOWNTIME_DEFAULT_MS 300 /* of QEMU */
 
 static bool is_wanted(const char *name, bool ahead)
 {
@@ -148,4 +149,16 @@ void settings_forget(struct settings *settings)
 	json_decref(settings->capabilities);
 	json_decref(settings->parameters);
 	*settings = (struct settings){0};
+}
+
+void settings_clear(struct qmp *qmp)
+{
+	json_t *off =
+		json_pack("[{s:s, s:b}]", "capability", "pause-before-switchover", "state", 0);
+
+	if (qmp_execute(qmp, "migrate-set-capabilities", json_pack("{s:o}", "capabilities", off),
+			QEMU_ANSWER_MS, NULL, NULL) == 0)
+		(void)qmp_execute(qmp, "migrate-set-parameters",
+				  json_pack("{s:i}", "downtime-limit", DOWNTIME_DEFAULT_MS),
+				  QEMU_ANSWER_MS, NULL, NULL);
 }

@@ -25,5 +25,8 @@ int settings_make(struct settings *settings, struct qmp *qmp, bool ahead,
 /* As they were before; errors do not matter to anybody. */
 void settings_restore(struct settings *settings, struct qmp *qmp);
 void settings_forget(struct settings *settings);
+/* What a process that died has left, as far as the next migration of QEMU's own would stumble over
+ * it; how it was before nobody knows. */
+void settings_clear(struct qmp *qmp);
 
 #endif

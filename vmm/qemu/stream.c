@@ -357,6 +357,17 @@ static bool is_migrating(struct qemu *vm)
 	return migrating;
 }
 
+bool stream_waits(struct qemu *vm)
+{
+	json_t *answer = NULL;
+	int result = qmp_execute(vm->qmp, "query-migrate", NULL, QEMU_ANSWER_MS, &answer, NULL);
+	const char *status = json_string_value(json_object_get(answer, "status"));
+	bool waits = result == 0 && status && strcmp(status, "pre-switchover") == 0;
+
+	json_decref(answer);
+	return waits;
+}
+
 int stream_cancel(struct qemu *vm, struct jaunt_error *error)
 {
 	uint64_t deadline_ns = clock_ns() + QEMU_ANSWER_MS * UINT64_C(1000000);
@@ -406,6 +417,11 @@ static int start_loading(struct qemu *vm, struct jaunt_error *error)
 	if (result)
 		return result;
 	vm->spent = true;
+	/* To one that waits for a guest this says not to run it by itself, whatever the stream says
+	 * of the guest: one that was begun while it ran says "running". */
+	result = qmp_execute(vm->qmp, "stop", NULL, QEMU_ANSWER_MS, NULL, error);
+	if (result)
+		return result;
 	return qmp_execute(vm->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" NAME),
 			   QEMU_ANSWER_MS, NULL, error);
 }
@@ -429,10 +445,7 @@ int stream_load_ahead(struct qemu *vm, const void *state, size_t bytes, struct j
 
 	if (!vm->under_way) {
 		vm->under_way = true;
-		/* To one that waits for a guest this says not to run it by itself. */
-		result = qmp_execute(vm->qmp, "stop", NULL, QEMU_ANSWER_MS, NULL, error);
-		if (result == 0)
-			result = start_loading(vm, error);
+		result = start_loading(vm, error);
 	}
 	if (result == 0)
 		result = give_all(vm, state, bytes, TAKE_MS, error);

@@ -28,6 +28,8 @@ int stream_begin(struct qemu *vm, struct jaunt_error *error);
  * although QEMU has not done so, since it writes that memory as fast as QEMU does. */
 int stream_ahead(struct qemu *vm, void *buffer, size_t room, size_t *bytes,
 		 struct jaunt_error *error);
+/* By its own words it has stopped the guest, and waits to write the rest. */
+bool stream_waits(struct qemu *vm);
 /* Has it give up what was begun, and waits until it has: if it had stopped the guest by itself,
  * that runs again. */
 int stream_cancel(struct qemu *vm, struct jaunt_error *error);

@@ -19,7 +19,7 @@ struct qemu {
 	bool incoming; /* it was started to take a guest in */
 	bool taken_up; /* by a process that died since */
 	bool spent;    /* and was given a state to load: of no use any more until that guest runs */
-	bool stopped, committed; /* by us, or about to be: as the record says or would say */
+	bool begun, stopped, committed; /* as the record says or would say, see commit.h */
 	struct qmp *qmp;
 	struct attach attach;
 	int pidfd;

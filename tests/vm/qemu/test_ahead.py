@@ -13,7 +13,37 @@ FILL_S = 2
 LONG = ":delay_us=3200000"  # longer than the guest is left running for it
 
 
-class Ahead(lab.Case):
+class Ending:
+    """What ends a migration at the point where it is held."""
+
+    def begin(self):
+        """(guest, target, receive, migrate), at that point."""
+        guest = self.guest()
+        parts = guest.begin("--mode", "post-copy",
+                            environment={"JAUNT_INJECT": self.point})
+        self.await_it(guest, *parts)
+        self.addCleanup(lambda: parts[0] is guest.here or parts[0].end())
+        return guest, *parts
+
+    def ends(self, process, code):
+        self.assertEqual(process.wait(30), code, process.transcript())
+        return process.json()
+
+    def goes_on(self, guest, target):
+        """At the source, nothing of it left; the other QEMU has not run it and never will."""
+        self.assertFalse(target.process.running() and target.status() == "running")
+        self.assertIsNone(target.monitor.when("RESUME"))
+        before = guest.here.report()
+        guest.until_beats()
+        guest.works(before, guest.check())
+        self.assertEqual(guest.here.status(), "running")
+        self.assertNotIn(guest.here.monitor.ask("query-migrate").get("status"),
+                         ("setup", "active", "pre-switchover", "device"))
+        guest.migrate("post-copy")
+
+
+class Ahead(Ending, lab.Case):
+    point = "source.side.hold.ahead"
     shape = lab.Shape(work_mib=64, devices=True, screen_rate=2000)
 
     def guest(self):
@@ -23,6 +53,10 @@ class Ahead(lab.Case):
             time.sleep(FILL_S)
             guest.painted = True
         return guest
+
+    @staticmethod
+    def await_it(_guest, target, *_):
+        target.monitor.event("MIGRATION", status="active")
 
     def migrate(self, mode, *options, environment=None):
         """A whole migration; how many bytes of device state were sent ahead."""
@@ -49,33 +83,6 @@ class Ahead(lab.Case):
 
     def test_what_takes_too_long_is_saved_when_the_guest_stands_still(self):
         self.migrate("post-copy", environment={"JAUNT_INJECT": "source.side.hold.ahead" + LONG})
-
-    # --- What ends it then -------------------------------------------------------------------------
-
-    def begin(self):
-        """(guest, target, receive, migrate): the first of the state is at the target."""
-        guest = self.guest()
-        parts = guest.begin("--mode", "post-copy",
-                            environment={"JAUNT_INJECT": "source.side.hold.ahead"})
-        parts[0].monitor.event("MIGRATION", status="active")
-        self.addCleanup(lambda: parts[0] is guest.here or parts[0].end())
-        return guest, *parts
-
-    def ends(self, process, code):
-        self.assertEqual(process.wait(30), code, process.transcript())
-        return process.json()
-
-    def goes_on(self, guest, target):
-        """At the source, nothing of it left; the other QEMU has not run it and never will."""
-        self.assertFalse(target.process.running() and target.status() == "running")
-        self.assertIsNone(target.monitor.when("RESUME"))
-        before = guest.here.report()
-        guest.until_beats()
-        guest.works(before, guest.check())
-        self.assertEqual(guest.here.status(), "running")
-        self.assertNotIn(guest.here.monitor.ask("query-migrate").get("status"),
-                         ("setup", "active", "pre-switchover", "device"))
-        guest.migrate("post-copy")
 
     def test_cancelled_at_the_source(self):
         guest, target, receive, migrate = self.begin()
@@ -119,3 +126,46 @@ class Ahead(lab.Case):
         self.ends(receive, FAILED)
         self.assertIsNone(target.monitor.when("RESUME"))
         lab.end_guests()
+
+
+class Held(Ending, lab.Case):
+    """QEMU has stopped the guest by itself, and waits to write the rest."""
+    shape = lab.Shape(work_mib=64, devices=True)
+    point = "source.side.hold.held"
+
+    @staticmethod
+    def await_it(guest, *_):
+        guest.here.monitor.event("MIGRATION", status="pre-switchover")
+
+    def test_cancelled_at_the_source(self):
+        guest, target, receive, migrate = self.begin()
+        self.assertEqual(guest.site.run("cancel", guest.here.vm)[0], DONE)
+        self.assertEqual(self.ends(migrate, CANCELLED)["vm_is_at"], "source")
+        self.ends(receive, CANCELLED)
+        self.goes_on(guest, target)
+
+    def test_receive_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        receive.kill()
+        self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
+        self.goes_on(guest, target)
+
+    def test_migrate_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        migrate.kill()
+        self.ends(receive, FAILED)
+        self.assertEqual(guest.here.status(), "finish-migrate")
+        guest.site.run("status", guest.here.vm)
+        self.goes_on(guest, target)
+
+    def test_what_its_operator_stops_after_a_death_stays_stopped(self):
+        guest, target, receive, migrate = self.begin()
+        migrate.kill()
+        self.ends(receive, FAILED)
+        guest.here.monitor.ask("migrate_cancel")
+        guest.here.monitor.event("MIGRATION", status="cancelled")
+        guest.here.monitor.ask("stop")
+        guest.site.run("status", guest.here.vm)
+        self.assertEqual(guest.here.status(), "paused")
+        guest.here.monitor.ask("cont")
+        self.goes_on(guest, target)

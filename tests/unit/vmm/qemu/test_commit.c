@@ -51,6 +51,7 @@ static size_t read_text(char *text, size_t room)
 
 static const struct commit handed_over = {.process = 4711,
 					  .started = 987654321,
+					  .begun = true,
 					  .stopped = true,
 					  .committed = true,
 					  .peer = "tcp:[::1]:4455"};
@@ -64,6 +65,7 @@ Test(commit, says_what_was_written)
 	cr_assert_eq(commit_read(path, &commit), 0);
 	cr_assert_eq(commit.process, 4711);
 	cr_assert_eq(commit.started, 987654321);
+	cr_assert(commit.begun);
 	cr_assert(commit.stopped);
 	cr_assert(commit.committed);
 	cr_assert_str_eq(commit.peer, "tcp:[::1]:4455");
@@ -71,6 +73,7 @@ Test(commit, says_what_was_written)
 	cr_assert_eq(commit_write(path, &(struct commit){.process = 1, .started = 2}), 0);
 	cr_assert_eq(commit_read(path, &commit), 0);
 	cr_assert_eq(commit.process, 1);
+	cr_assert_not(commit.begun);
 	cr_assert_not(commit.stopped);
 	cr_assert_not(commit.committed);
 	cr_assert_str_eq(commit.peer, "");
@@ -101,8 +104,8 @@ Test(commit, that_is_garbled_says_nothing)
 {
 	static const char *const texts[] = {
 		"nonsense",
-		"jaunt-commit 2\nprocess 1\nstarted 2\nstopped 1\ncommitted 1\npeer -\n",
-		"jaunt-commit 1\nprocess one\nstarted 2\nstopped 1\ncommitted 1\npeer -\n",
+		"jaunt-commit 2\nprocess 1\nstarted 2\nbegun 0\nstopped 1\ncommitted 1\npeer -\n",
+		"jaunt-commit 1\nprocess one\nstarted 2\nbegun 0\nstopped 1\ncommitted 1\npeer -\n",
 		"jaunt-commit 1\nprocess 1\nstopped 1\nstarted 2\ncommitted 1\npeer -\n",
 	};
 	struct commit commit;
@@ -117,8 +120,9 @@ Test(commit, longer_than_it_may_be_is_cut_short)
 {
 	struct commit commit;
 	char text[1024];
-	int bytes = snprintf(text, sizeof(text),
-			     "jaunt-commit 1\nprocess 1\nstarted 2\nstopped 1\ncommitted 1\npeer ");
+	int bytes = snprintf(
+		text, sizeof(text),
+		"jaunt-commit 1\nprocess 1\nstarted 2\nbegun 0\nstopped 1\ncommitted 1\npeer ");
 
 	memset(text + bytes, 'x', 600);
 	write_text(text, (size_t)bytes + 600);
