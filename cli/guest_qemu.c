@@ -136,7 +136,7 @@ static void destroy(void *context, void *vm)
 	qemu_factory.destroy((void *)&host->qemu->place, vm);
 }
 
-static int take_up(void *context, void **vm, bool *runs, struct jaunt_error *error)
+static int take_up(void *context, void **vm, enum jaunt_runs *runs, struct jaunt_error *error)
 {
 	struct guest_host *host = context;
 	struct guest_facts facts;

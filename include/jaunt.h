@@ -180,6 +180,13 @@ struct jaunt_vm_ops {
 	int (*load_ahead)(void *vm, const void *state, size_t bytes, struct jaunt_error *error);
 };
 
+/* Whether the vCPUs of a VM that was found run. */
+enum jaunt_runs {
+	JAUNT_STANDS,
+	JAUNT_RUNS,
+	JAUNT_MAY_RUN, /* nobody can say for now */
+};
+
 /* The target's side: builds the VM that the source describes. */
 struct jaunt_vm_factory {
 	const struct jaunt_vm_ops *ops;
@@ -194,8 +201,8 @@ struct jaunt_vm_factory {
 	 * until the next create(), and returns how many there are. */
 	size_t (*differences)(void *context, const struct jaunt_difference **out);
 	/* Optional, where the VM keeps things (ops->keep). Takes hold of a VM that create() made in
-	 * a process that is dead, as it is. *runs: its vCPUs run. */
-	int (*take_up)(void *context, void **vm, bool *runs, struct jaunt_error *error);
+	 * a process that is dead, as it is. */
+	int (*take_up)(void *context, void **vm, enum jaunt_runs *runs, struct jaunt_error *error);
 	/* Beside it: lets go of it again, as it is. */
 	void (*let_go)(void *context, void *vm);
 };

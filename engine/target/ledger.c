@@ -177,7 +177,7 @@ int ledger_create(struct ledger *ledger, const struct guestmem *memory)
 	if (result)
 		ledger_close(ledger);
 	else
-		*ledger->header = header;
+		*ledger->header = ledger->found = header;
 	return result;
 }
 
@@ -216,6 +216,8 @@ int ledger_open(struct ledger *ledger, int fd, struct jaunt_error *error)
 			  strerror(-result));
 	if (result)
 		ledger_close(ledger);
+	else
+		ledger->found = header;
 	return result;
 }
 
@@ -242,7 +244,7 @@ bool ledger_matches(const struct ledger *ledger, const struct guestmem *memory)
 		if (memory->regions[i].pages != ledger->pages[i])
 			return false;
 	return memory->region_count == ledger->region_count &&
-	       memcmp(wanted.regions, ledger->header->regions, sizeof(wanted.regions)) == 0;
+	       memcmp(wanted.regions, ledger->found.regions, sizeof(wanted.regions)) == 0;
 }
 
 uint64_t ledger_missing(const struct ledger *ledger)

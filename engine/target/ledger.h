@@ -19,7 +19,7 @@
 #include "proto/frame.h"
 
 #define LEDGER_MAGIC   UINT64_C(0x52454744454c4a51) /* "QJLEDGER" */
-#define LEDGER_VERSION 1u
+#define LEDGER_VERSION 2u
 
 /* How far the migration has come; only ever grows. */
 enum ledger_state {
@@ -44,7 +44,7 @@ struct ledger_header {
 	uint8_t session[SESSION_ID_BYTES];
 	uint8_t secret[SESSION_SECRET_BYTES];
 	uint32_t streams, shards;
-	uint32_t verify, push, insecure, source_rejoins, peer_timeout_ms;
+	uint32_t verify, insecure, source_rejoins, peer_timeout_ms;
 	uint32_t port;  /* that it listened on */
 	char peer[508]; /* the address, as it was given */
 	char vm[64], mode[16];
@@ -53,7 +53,7 @@ struct ledger_header {
 	 * state before the state. */
 	_Atomic uint32_t state; /* enum ledger_state */
 	_Atomic uint32_t epoch; /* of the last attachment */
-	_Atomic uint32_t complete_first;
+	_Atomic uint32_t complete_first, push;
 	_Atomic uint64_t copied; /* pages present when the epoch began */
 	_Atomic uint64_t last_instruction_ns, first_entry_ns, commit_to_entry_ns;
 	/* By any thread: a page could not be made visible (install.h), and why. 0: none. */
@@ -62,8 +62,10 @@ struct ledger_header {
 
 struct ledger {
 	int fd, lock_fd; /* -1: there is none */
+	/* Whoever keeps the file can write to it, too: but for the atomics, of which every value
+	 * has a meaning or is looked at anew, what was found counts as it was checked. */
 	struct ledger_header *header;
-	/* As checked: whoever keeps the file can write to it, too. */
+	struct ledger_header found;
 	uint64_t bytes, pages[JAUNT_MAX_REGIONS];
 	size_t region_count;
 	/* A bit a page, as in pagemap.h. */

@@ -151,7 +151,8 @@ static void want_channels(struct target *target)
 	/* With nothing missing COMPLETE follows, and no page channel is needed any more. */
 	if (!pagemap_missing(&target->shared.map))
 		return;
-	if (target->taken_up && !target->demands[0]) /* nobody looks yet */
+	/* There was no link to say whether its transport can READ. */
+	if (target->taken_up && !target->shared.reads.memory)
 		target_open_reads(target);
 	target_reattach(target, target->link_epoch);
 	target_note_epoch(target);

@@ -20,6 +20,8 @@
 #include "engine/target/shared.h"
 #include "engine/worker.h"
 
+#define SWEEP_CALLS 64u /* of 3 to 5 us each, before the VM runs */
+
 struct sweep {
 	struct worker worker;
 	struct target_shared *shared;

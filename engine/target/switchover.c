@@ -16,8 +16,6 @@
 #include "engine/trace.h"
 #include "transport/ring.h"
 
-#define SWEEP_CALLS 64u /* of 3 to 5 us each, before the VM runs */
-
 static int take_state(struct target *target, const Jaunt__State *state, struct jaunt_error *error)
 {
 	if (state->bytes.len > CONTROL_STATE_MAX - target->state_bytes)

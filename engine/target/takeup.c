@@ -29,10 +29,13 @@
  * Settling sets bits in an order that may be cut off anywhere: what is settled stays so, and the
  * rest is as much in doubt as it was.
  *
- * Never may both run. A VM of which COMMIT was heard runs, or ran; one that was loaded waits for
- * COMMIT or ABORT as before, from whoever shows the source's half of the secret. Between COMMIT and
- * the first entry nobody can say whether it ran: it waits for the source to repeat COMMIT, so that
- * a source that an operator has resumed meanwhile is not doubled, and it is never handed back.
+ * Never may both run. A VM whose first entry was noted, or of which its driver says that it runs,
+ * is the target's; one that was loaded waits for COMMIT or ABORT as before, from whoever shows the
+ * source's half of the secret. Between COMMIT and the first entry nobody can say whether it ran: it
+ * waits for the source to repeat COMMIT, so that a source that an operator has resumed meanwhile is
+ * not doubled, and it is never handed back. A driver that cannot say whether the VM runs changes
+ * nothing of that, for a VM that counts as running is never told to: only that such a VM, too, is
+ * never handed back. To tell one that runs does no harm.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -48,6 +51,7 @@
 
 #define LISTEN_NS       UINT64_C(5000000000)
 #define LISTEN_AGAIN_NS 20000000
+#define ERRNO_MAX       4095 /* of the kernel's */
 
 /* --- Writing it down ----------------------------------------------------------------------------
  */
@@ -71,7 +75,7 @@ void target_keep_ledger(struct target *target)
 	header->streams = target->streams;
 	header->shards = target->shards;
 	header->verify = session->verify;
-	header->push = atomic_load(&target->shared.push);
+	target_note_push(target);
 	header->insecure = target->base.options.insecure;
 	header->source_rejoins = target->source_rejoins;
 	header->peer_timeout_ms = target->base.options.peer_timeout_ms;
@@ -106,6 +110,12 @@ void target_note_epoch(struct target *target)
 			     atomic_load(&target->shared.session.epoch));
 }
 
+void target_note_push(struct target *target)
+{
+	if (target->ledger.header)
+		atomic_store(&target->ledger.header->push, atomic_load(&target->shared.push));
+}
+
 void target_forget_ledger(struct target *target)
 {
 	if (target->ledger.header)
@@ -121,13 +131,13 @@ static int nothing_to_resume(struct jaunt_error *error, const char *why)
 			 why);
 }
 
-static int check_state(const struct ledger_header *header, struct jaunt_error *error)
+static int check_state(const struct ledger *ledger, struct jaunt_error *error)
 {
-	if (atomic_load(&header->state) == LEDGER_PREPARING)
+	if (atomic_load(&ledger->header->state) == LEDGER_PREPARING)
 		return nothing_to_resume(error,
 					 "the process that received this VM died before it was "
 					 "loaded; it goes on at the source");
-	if (!header->source_rejoins)
+	if (!ledger->found.source_rejoins)
 		return nothing_to_resume(error, "the source is of a version that does not come "
 						"back to a target");
 	return 0;
@@ -154,19 +164,19 @@ static int listened_at(const struct ledger_header *header, char *peer, size_t ro
 
 static void take_session(struct target *target)
 {
-	const struct ledger_header *header = target->ledger.header;
+	const struct ledger_header *header = target->ledger.header, *found = &target->ledger.found;
 	struct target_shared *shared = &target->shared;
 	struct session *session = &shared->session;
 
-	memcpy(session->id, header->session, sizeof(session->id));
-	memcpy(session->secret, header->secret, sizeof(session->secret));
-	session->verify = header->verify;
+	memcpy(session->id, found->session, sizeof(session->id));
+	memcpy(session->secret, found->secret, sizeof(session->secret));
+	session->verify = found->verify;
 	target->link_epoch = atomic_load(&header->epoch);
 	atomic_store(&session->epoch, target->link_epoch);
-	atomic_store(&shared->push, header->push);
+	atomic_store(&shared->push, atomic_load(&header->push));
 	shared->trace = target->base.trace;
-	target->streams = shared->streams = header->streams;
-	target->shards = header->shards;
+	target->streams = shared->streams = found->streams;
+	target->shards = found->shards;
 	target->complete_first = atomic_load(&header->complete_first);
 	target->copied = atomic_load(&header->copied);
 	target->last_instruction_ns = atomic_load(&header->last_instruction_ns);
@@ -176,18 +186,18 @@ static void take_session(struct target *target)
 	error_set(&target->lost, ECONNRESET, "taken-up",
 		  "the process that received the VM died, and this one goes on with it");
 	snprintf(target->base.status.vm, sizeof(target->base.status.vm), "%.*s",
-		 (int)sizeof(header->vm) - 1, header->vm);
+		 (int)sizeof(found->vm) - 1, found->vm);
 	snprintf(target->base.status.mode, sizeof(target->base.status.mode), "%.*s",
-		 (int)sizeof(header->mode) - 1, header->mode);
+		 (int)sizeof(found->mode) - 1, found->mode);
 }
 
 /* What the state says, and whether the VM runs. */
-static void take_state(struct target *target, bool runs)
+static void take_state(struct target *target, enum jaunt_runs runs)
 {
 	uint32_t state = atomic_load(&target->ledger.header->state);
 
-	target->ran = state == LEDGER_RAN || runs;
-	target->may_have_run = state >= LEDGER_COMMITTED;
+	target->ran = state == LEDGER_RAN || runs == JAUNT_RUNS;
+	target->may_have_run = state >= LEDGER_COMMITTED || runs == JAUNT_MAY_RUN;
 	if (!target->ran)
 		return;
 	if (state != LEDGER_RAN) {
@@ -218,6 +228,8 @@ static void settle(struct target *target)
 	int broken = atomic_load(&target->ledger.header->broken_errno);
 
 	if (broken) {
+		if (broken > 0 || broken < -ERRNO_MAX) /* whoever keeps the file wrote that */
+			broken = -EIO;
 		atomic_store(&shared->install.broken_errno, broken);
 		atomic_store(&shared->install.broken, true);
 	}
@@ -239,8 +251,12 @@ static int take_memory(struct target *target, struct jaunt_error *error)
 	if (result < 0)
 		return result;
 	settle(target);
-	if (target->copied && !target->complete_first)
-		sweep_open(&target->sweep, &target->shared); /* without it there are more faults */
+	/* Nobody answers faults before the channels come: of pages that are here the kernel can. */
+	if (!pagemap_missing(&target->shared.map))
+		target_release_memory(target);
+	else if (target->copied && !target->complete_first &&
+		 sweep_open(&target->sweep, &target->shared) == 0)
+		sweep_release(&target->sweep, SWEEP_CALLS); /* without it there are more faults */
 	return 0;
 }
 
@@ -259,7 +275,7 @@ static int listen_again(struct target *target, struct jaunt_error *error)
 	}
 }
 
-static int take_up(struct target *target, bool runs, struct jaunt_error *error)
+static int take_up(struct target *target, enum jaunt_runs runs, struct jaunt_error *error)
 {
 	int result;
 
@@ -300,7 +316,7 @@ static int open_ledger(struct ledger *ledger, const struct jaunt_vm_ops *ops, vo
 	if (fd < 0)
 		return fd;
 	int result = ledger_open(ledger, fd, error);
-	if (result == 0 && (result = check_state(ledger->header, error)) < 0)
+	if (result == 0 && (result = check_state(ledger, error)) < 0)
 		ledger_close(ledger);
 	return result;
 }
@@ -309,20 +325,20 @@ static int begin(struct target **out, const struct jaunt_vm_factory *factory, vo
 		 const struct jaunt_options *wanted, struct ledger *ledger,
 		 struct jaunt_error *error)
 {
-	const struct ledger_header *header = ledger->header;
+	const struct ledger_header *found = &ledger->found;
 	struct jaunt_options options;
-	char peer[sizeof(header->peer) + 16];
+	char peer[sizeof(found->peer) + 16];
 
 	jaunt_options_init(&options);
 	options.peer = peer;
-	options.insecure = header->insecure;
-	options.fault_threads = header->shards;
+	options.insecure = found->insecure;
+	options.fault_threads = found->shards;
 	options.peer_timeout_ms =
-		wanted->peer_timeout_ms ? wanted->peer_timeout_ms : header->peer_timeout_ms;
+		wanted->peer_timeout_ms ? wanted->peer_timeout_ms : found->peer_timeout_ms;
 	options.trace_path = wanted->trace_path;
 	options.phase_changed = wanted->phase_changed;
 	options.context = wanted->context;
-	int result = listened_at(header, peer, sizeof(peer), error);
+	int result = listened_at(found, peer, sizeof(peer), error);
 	if (result == 0)
 		result = target_new(out, factory, context, &options, error);
 	if (result < 0)
@@ -338,7 +354,7 @@ int jaunt_target_take_up(struct jaunt_migration **out, const struct jaunt_vm_fac
 {
 	struct target *target = NULL;
 	struct ledger ledger = LEDGER_NONE;
-	bool runs = false;
+	enum jaunt_runs runs = JAUNT_MAY_RUN;
 	void *vm = NULL;
 
 	if (!factory->take_up || !factory->let_go || !factory->ops->kept || !factory->ops->keep)

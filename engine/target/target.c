@@ -164,6 +164,7 @@ static void target_set_push(struct jaunt_migration *migration, bool push)
 	struct target *target = (struct target *)migration;
 
 	atomic_store(&target->shared.push, push);
+	target_note_push(target);
 	trace_event(migration->lane, "push", "%s", push ? "on" : "off");
 	for (unsigned i = 0; i < TARGET_STREAMS_MAX; i++)
 		if (target->fills[i])

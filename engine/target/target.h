@@ -104,9 +104,10 @@ void target_stop_threads(struct target *target);
 
 /* Has the VM keep the ledger, if there is one: from now on it can be taken up. */
 void target_keep_ledger(struct target *target);
-/* How far it has come, and in which epoch. Does nothing without a ledger. */
+/* How far it has come, in which epoch, and what was set. They do nothing without a ledger. */
 void target_note(struct target *target, enum ledger_state state);
 void target_note_epoch(struct target *target);
+void target_note_push(struct target *target);
 /* Of one that was taken up, on the thread that works through the phases. */
 void target_go_on(struct target *target);
 /* Nothing is to be taken up any more. */

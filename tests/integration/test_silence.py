@@ -32,7 +32,11 @@ class MuteProxy:
                 source, _ = self.listener.accept()
             except OSError:
                 return
-            target = socket.create_connection(self.target)
+            try:
+                target = socket.create_connection(self.target)
+            except OSError:
+                source.close()  # as if nobody listened here either
+                continue
             control = not self.sockets
             self.sockets += [source, target]
             threading.Thread(target=self._carry, args=(source, target, control),

@@ -181,9 +181,9 @@ static int take_process(struct qemu *vm, struct jaunt_error *error)
 	return 0;
 }
 
-/* Its monitor's thread may wait for a page that is missing, and answer nothing until it comes: what
- * must be known is kept. A guest of which COMMIT was heard and whose QEMU is silent counts as
- * running, as it does when `cont` is not answered. */
+/* Its monitor's thread may wait for a page that is missing, and answer nothing until it comes, or
+ * another client has the monitor: what must be known is kept. Whether the guest runs is not known
+ * then. */
 static int take_again(struct qemu *vm, struct jaunt_error *error)
 {
 	char status[RUNSTATE_MAX];
@@ -201,7 +201,8 @@ static int take_again(struct qemu *vm, struct jaunt_error *error)
 	result = runstate_ask(vm->qmp, LOOK_MS, status, error);
 	if (result && result != -ETIMEDOUT)
 		return result;
-	vm->spent = result == 0 && strcmp(status, "running") != 0;
+	vm->may_run = result == -ETIMEDOUT;
+	vm->spent = !vm->may_run && strcmp(status, "running") != 0;
 	return 0;
 }
 
@@ -436,15 +437,15 @@ static void destroy(void *context, void *made)
 		qemu_end(vm, NULL);
 	} else {
 		/* The last copies are the engine's: when it closes them QEMU's memory is as
-		 * before. */
-		for (unsigned slot = 0; slot < vm->slots_used; slot++)
+		 * before. A guest that may run keeps them, and waits rather than reads zeros. */
+		for (unsigned slot = 0; !vm->may_run && slot < vm->slots_used; slot++)
 			attach_drop(&vm->attach, slot, NULL);
 		qemu_keep_nothing(&vm->attach);
 	}
 	qemu_close(vm);
 }
 
-static int take_up(void *context, void **out, bool *runs, struct jaunt_error *error)
+static int take_up(void *context, void **out, enum jaunt_runs *runs, struct jaunt_error *error)
 {
 	struct qemu *vm = NULL;
 	int result = open_one(&vm, context, TO_TAKE_UP, error);
@@ -452,7 +453,7 @@ static int take_up(void *context, void **out, bool *runs, struct jaunt_error *er
 	if (result)
 		return result;
 	error_clear(error);
-	*runs = !vm->spent;
+	*runs = vm->may_run ? JAUNT_MAY_RUN : vm->spent ? JAUNT_STANDS : JAUNT_RUNS;
 	*out = vm;
 	return 0;
 }

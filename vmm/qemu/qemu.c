@@ -239,6 +239,8 @@ static int go_on(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *
 {
 	qmp_forget(vm->qmp, "RESUME");
 	int result = qmp_execute(vm->qmp, "cont", NULL, QEMU_SLOW_MS, NULL, error);
+	if (!qmp_is_negotiated(vm->qmp)) /* it was not sent */
+		return result;
 	/* An event that came is the proof, whatever followed. */
 	if (hear(vm, "RESUME", first_entry_ns, NULL) == 0)
 		return 0;
@@ -259,6 +261,8 @@ static void announce(struct qemu *vm)
 static int resume_here(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
 {
 	int result = go_on(vm, first_entry_ns, error);
+	if (!qmp_is_negotiated(vm->qmp))
+		return result;
 	bool refused = result == -EINVAL || result == -ENOSYS;
 	/* One that ended before it said RESUME has run nothing. */
 	bool ended = result == -ECONNRESET && qemu_is_gone(vm, GONE_MS);

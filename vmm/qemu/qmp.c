@@ -483,6 +483,10 @@ static int greet(struct qmp *qmp, uint64_t deadline_ns, struct jaunt_error *erro
 
 	if (result == 0)
 		result = execute(qmp, "qmp_capabilities", NULL, -1, deadline_ns, NULL, error);
+	if (qmp->greeted && result == -ENOSYS) { /* told before, in a time that was too short */
+		error_clear(error);
+		result = 0;
+	}
 	qmp->negotiated = result == 0;
 	return result;
 }
@@ -531,6 +535,11 @@ void qmp_close(struct qmp *qmp)
 	json_decref(qmp->events);
 	free(qmp->in);
 	free(qmp);
+}
+
+bool qmp_is_negotiated(const struct qmp *qmp)
+{
+	return qmp->negotiated;
 }
 
 int qmp_fd(const struct qmp *qmp)

@@ -29,6 +29,8 @@ int qmp_open(struct qmp **out, const char *path, unsigned timeout_ms, struct jau
  * guest's: the first command negotiates, in its own time. */
 int qmp_connect(struct qmp **out, const char *path, struct jaunt_error *error);
 void qmp_close(struct qmp *qmp);
+/* Whether it is. Before, no command has been sent. */
+bool qmp_is_negotiated(const struct qmp *qmp);
 
 /* To be polled for input beside others: there is none for what has been read and not taken. */
 int qmp_fd(const struct qmp *qmp);

@@ -94,6 +94,19 @@ int qemu_kept(void *context, struct jaunt_error *error)
 	return attach_take(&vm->attach, AGENT_LEDGER_SLOT, error);
 }
 
+/* QEMU can write to what it keeps. */
+static bool is_sound(const struct note *note)
+{
+	if (note->magic != AGENT_MAGIC || note->version != NOTE_VERSION || !note->count ||
+	    note->count > FILES_MAX)
+		return false;
+	for (size_t i = 0; i < note->count; i++) /* others have no ledger */
+		if (note->regions[i].page_bytes != AGENT_PAGE || !note->regions[i].bytes ||
+		    note->regions[i].bytes % AGENT_PAGE)
+			return false;
+	return true;
+}
+
 static int read_note(struct qemu *vm, struct note *note, struct jaunt_error *error)
 {
 	int fd = attach_take(&vm->attach, AGENT_NOTE_SLOT, error);
@@ -104,9 +117,7 @@ static int read_note(struct qemu *vm, struct note *note, struct jaunt_error *err
 				 "taken a guest in, or its memory is of huge pages");
 	if (fd < 0)
 		return fd;
-	bool sound = pread(fd, note, sizeof(*note), 0) == sizeof(*note) &&
-		     note->magic == AGENT_MAGIC && note->version == NOTE_VERSION && note->count &&
-		     note->count <= FILES_MAX;
+	bool sound = pread(fd, note, sizeof(*note), 0) == sizeof(*note) && is_sound(note);
 	close(fd);
 	return sound ? 0
 		     : error_set(error, EINVAL, "bad-ledger",

@@ -110,6 +110,27 @@ Test(ledger, nobody_can_cut_it_short)
 	ledger_close(&ledger);
 }
 
+/* Who keeps the file can write to it at any time. */
+Test(ledger, what_was_checked_stays_as_it_was)
+{
+	create();
+	find_again();
+	struct ledger_header *header = ledger.header;
+	header->streams = header->shards = header->port = UINT32_MAX;
+	header->region_count = UINT64_MAX;
+	header->regions[0].pages = header->regions[0].page_bytes = 0;
+	memset(header->peer, 'x', sizeof(header->peer));
+	memset(header->vm, 'x', sizeof(header->vm));
+	cr_assert_eq(ledger.found.streams, 1);
+	cr_assert_eq(ledger.found.shards, 1);
+	cr_assert_eq(ledger.found.port, 7420);
+	cr_assert_str_eq(ledger.found.peer, "tcp:127.0.0.1");
+	cr_assert_str_eq(ledger.found.vm, "");
+	cr_assert(ledger_matches(&ledger, &memory));
+	cr_assert_eq(ledger_missing(&ledger), PAGES + 1);
+	ledger_close(&ledger);
+}
+
 Test(ledger, huge_pages_have_none)
 {
 	memory = (struct guestmem){.region_count = 1, .pages = 4};

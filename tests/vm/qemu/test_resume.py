@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jaunt's process dies at the target, and another goes on where it was: `jaunt resume qemu:SOCKET`."""
 
+import signal
+import socket
+
 import lab
+import migrating
 import recovery
 from migrating import DONE, FAILED
+from test_silence import MuteProxy
 
 ON_DEMAND = ("--mode", "post-copy", "--push", "off")
+FOR_A_WHILE = f"delay_us={int(2000000 * migrating.PATIENCE)}"
 HYBRID = ("--mode", "hybrid", "--max-rounds", "1")
 
 
 class Resume(lab.Case):
     shape = lab.Shape(devices=True, vcpus=2)
 
-    def begin(self, *options, dies=None):
-        """(guest, target, receive, migrate). `dies`: where the receiver kills itself."""
+    def begin(self, *options, dies=None, through=None, holds=None):
+        """(guest, target, receive, migrate). `dies`: where the receiver kills itself; `through`: makes
+        what is between the two sides; `holds`: where the source waits."""
         guest = self.guest()
         target = guest.start_qemu(incoming=True)
         self.addCleanup(lambda: target is guest.here or target.end())
@@ -21,7 +28,11 @@ class Resume(lab.Case):
         receive = guest.site.start("receive", "tcp:127.0.0.1:0", "--as", target.vm, "--json",
                                    environment=environment)
         peer = receive.line(r"ready: listening on (\S+) as").group(1)
-        migrate = guest.site.start("migrate", guest.here.vm, peer, "--json", *options)
+        if through:
+            peer = through(peer).peer
+        environment = {"JAUNT_INJECT": f"source.side.hold.{holds}"} if holds else None
+        migrate = guest.site.start("migrate", guest.here.vm, peer, "--json", *options,
+                                   environment=environment)
         return guest, target, receive, migrate
 
     def resume(self, guest, target, dies=None):
@@ -119,6 +130,39 @@ class Resume(lab.Case):
         target.end()
         guest.until_beats()
         guest.check()
+
+    # --- Somebody else has QEMU's monitor -------------------------------------------------------------
+
+    def monopolise(self, target):
+        """The monitor that Jaunt uses, which hears one client at a time."""
+        other = socket.socket(socket.AF_UNIX)
+        self.addCleanup(other.close)
+        other.settimeout(20 * migrating.PATIENCE)
+        other.connect(str(target.monitor_path))
+        self.assertIn(b"QMP", other.recv(4096))
+        return other
+
+    def test_a_loaded_guest_whose_qemu_is_silent_runs_only_when_commit_comes(self):
+        made = []
+
+        def through(peer):
+            made.append(MuteProxy(peer))
+            self.addCleanup(made[0].close)
+            return made[0]
+        guest, target, receive, migrate = self.begin("--mode", "post-copy", through=through,
+                                                     holds=f"before-commit:{FOR_A_WHILE}")
+        self.until_loaded(guest, target)
+        made[0].mute()  # COMMIT is recorded, and not heard
+        recovery.until_phase(guest.site, guest.here.vm, "post-copy", "blocked")
+        migrate.signal(signal.SIGSTOP)
+        receive.kill()
+        other = self.monopolise(target)
+        resume = self.resume(guest, target)
+        recovery.until_phase(guest.site, target.vm, "in-doubt")
+        self.assertEqual(target.status(), "paused")
+        other.close()
+        migrate.signal(signal.SIGCONT)
+        self.completes(guest, target, resume, migrate)
 
     # --- What cannot be ---------------------------------------------------------------------------------
 

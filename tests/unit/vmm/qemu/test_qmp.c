@@ -421,6 +421,48 @@ Test(qmp, does_not_wait_for_ever_behind_another_client)
 	cr_assert(strstr(error.text, "one client at a time"));
 }
 
+static struct qmp *connect_it(void)
+{
+	struct jaunt_error error = {0};
+	struct qmp *qmp = NULL;
+	cr_assert_eq(qmp_connect(&qmp, path, &error), 0, "%s", error.text);
+	cr_assert_not(qmp_is_negotiated(qmp));
+	return qmp;
+}
+
+Test(qmp, sends_nothing_before_it_is_greeted)
+{
+	/* Behind another client, which leaves. */
+	struct qmp *qmp = connect_it();
+	cr_assert_eq(qmp_execute(qmp, "cont", NULL, HASTY, NULL, NULL), -ETIMEDOUT);
+	cr_assert_not(qmp_is_negotiated(qmp));
+	begin((const char *const[]){GREETING, AGREED, "{\"return\": {}, \"id\": 2}\n", NULL}, HANG);
+	cr_assert_eq(qmp_execute(qmp, "cont", NULL, PATIENT, NULL, NULL), 0);
+	cr_assert(qmp_is_negotiated(qmp));
+	qmp_close(qmp);
+}
+
+Test(qmp, goes_on_when_the_negotiation_is_answered_late)
+{
+	struct jaunt_error error = {0};
+
+	begin((const char *const[]){GREETING, "",
+				    AGREED
+				    "{\"id\": 2, \"error\": {\"class\": \"CommandNotFound\", "
+				    "\"desc\": \"already complete\"}}\n",
+				    "{\"return\": {}, \"id\": 3}\n", NULL},
+	      HANG);
+	struct qmp *qmp = connect_it();
+	while (atomic_load(&said) < 1)
+		usleep(1000);
+	cr_assert_eq(qmp_execute(qmp, "cont", NULL, HASTY, NULL, NULL), -ETIMEDOUT);
+	cr_assert_not(qmp_is_negotiated(qmp));
+	cr_assert_eq(qmp_execute(qmp, "cont", NULL, PATIENT, NULL, &error), 0, "%s", error.text);
+	cr_assert_eq(error.code, 0);
+	cr_assert(qmp_is_negotiated(qmp));
+	qmp_close(qmp);
+}
+
 Test(qmp, says_when_nobody_is_there)
 {
 	unlink(path);
