@@ -41,6 +41,19 @@ class Ending:
                          ("setup", "active", "pre-switchover", "device"))
         guest.migrate("post-copy")
 
+    def test_cancelled_at_the_source(self):
+        guest, target, receive, migrate = self.begin()
+        self.assertEqual(guest.site.run("cancel", guest.here.vm)[0], DONE)
+        self.assertEqual(self.ends(migrate, CANCELLED)["vm_is_at"], "source")
+        self.ends(receive, CANCELLED)
+        self.goes_on(guest, target)
+
+    def test_receive_is_killed(self):
+        guest, target, receive, migrate = self.begin()
+        receive.kill()
+        self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
+        self.goes_on(guest, target)
+
 
 class Ahead(Ending, lab.Case):
     point = "source.side.hold.ahead"
@@ -84,13 +97,6 @@ class Ahead(Ending, lab.Case):
     def test_what_takes_too_long_is_saved_when_the_guest_stands_still(self):
         self.migrate("post-copy", environment={"JAUNT_INJECT": "source.side.hold.ahead" + LONG})
 
-    def test_cancelled_at_the_source(self):
-        guest, target, receive, migrate = self.begin()
-        self.assertEqual(guest.site.run("cancel", guest.here.vm)[0], DONE)
-        self.assertEqual(self.ends(migrate, CANCELLED)["vm_is_at"], "source")
-        self.ends(receive, CANCELLED)
-        self.goes_on(guest, target)
-
     def test_cancelled_at_the_target(self):
         guest, target, receive, migrate = self.begin()
         self.assertEqual(guest.site.run("cancel", target.vm)[0], DONE)
@@ -103,12 +109,6 @@ class Ahead(Ending, lab.Case):
         target.process.kill()
         self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
         self.ends(receive, FAILED)
-        self.goes_on(guest, target)
-
-    def test_receive_is_killed(self):
-        guest, target, receive, migrate = self.begin()
-        receive.kill()
-        self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
         self.goes_on(guest, target)
 
     def test_migrate_is_killed(self):
@@ -136,19 +136,6 @@ class Held(Ending, lab.Case):
     @staticmethod
     def await_it(guest, *_):
         guest.here.monitor.event("MIGRATION", status="pre-switchover")
-
-    def test_cancelled_at_the_source(self):
-        guest, target, receive, migrate = self.begin()
-        self.assertEqual(guest.site.run("cancel", guest.here.vm)[0], DONE)
-        self.assertEqual(self.ends(migrate, CANCELLED)["vm_is_at"], "source")
-        self.ends(receive, CANCELLED)
-        self.goes_on(guest, target)
-
-    def test_receive_is_killed(self):
-        guest, target, receive, migrate = self.begin()
-        receive.kill()
-        self.assertEqual(self.ends(migrate, FAILED)["vm_is_at"], "source")
-        self.goes_on(guest, target)
 
     def test_migrate_is_killed(self):
         guest, target, receive, migrate = self.begin()
