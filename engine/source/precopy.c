@@ -421,6 +421,21 @@ static unsigned vcpus(const struct jaunt_description *description)
 	return 1;
 }
 
+/* Of a VM that has been watched. */
+static int decide_first(struct source *source, struct jaunt_error *error)
+{
+	struct precopy *precopy = &source->precopy;
+
+	decide(source, false);
+	if (precopy->decision.action != POLICY_CONTINUE || !precopy->can_track ||
+	    atomic_load(&source->shared.tracking))
+		return 0;
+	int result = begin_tracking(source, error);
+	if (result == 0 && !precopy->can_track) /* who shows a sample may not be able to do more */
+		decide(source, false);
+	return result;
+}
+
 static int prepare(struct source *source, struct jaunt_error *error)
 {
 	const struct jaunt_options *options = &source->base.options;
@@ -558,11 +573,7 @@ int source_precopy(struct source *source, struct jaunt_error *error)
 	if (result < 0)
 		return result;
 	migration_phase(&source->base, JAUNT_PHASE_PRECOPY);
-	if ((result = watch(source, error)) < 0)
-		return result;
-	decide(source, false);
-	if (precopy->decision.action == POLICY_CONTINUE && precopy->can_track &&
-	    !atomic_load(&source->shared.tracking) && (result = begin_tracking(source, error)) < 0)
+	if ((result = watch(source, error)) < 0 || (result = decide_first(source, error)) < 0)
 		return result;
 	if (precopy->can_track)
 		dirty_clear(&source->shared.dirty);

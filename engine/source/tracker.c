@@ -172,15 +172,27 @@ void tracker_close(struct tracker *tracker)
 
 int tracker_sample(struct tracker *tracker, unsigned every)
 {
-	int result = tracker->kind->sample ? tracker->kind->sample(tracker, every) : -ENOTSUP;
+	int result = -ENOTSUP;
 
+	if (tracker->kind && tracker->kind->sample)
+		result = tracker->kind->sample(tracker, every);
 	tracker->sampling = result == 0;
 	return result;
 }
 
 int64_t tracker_sampled(struct tracker *tracker)
 {
-	return tracker->kind->sampled(tracker);
+	return tracker->sampling ? tracker->kind->sampled(tracker) : -EINVAL;
+}
+
+/* What cannot be used is let go, its sample with it; the next kind takes its place. */
+static int try_next(struct tracker *tracker, struct jaunt_error *error)
+{
+	size_t next = index_of(tracker->kind) + 1;
+
+	tracker_stop(tracker);
+	tracker->kind->close(tracker);
+	return open_from(tracker, next, error);
 }
 
 int tracker_start(struct tracker *tracker, struct jaunt_error *error)
@@ -190,9 +202,7 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 	/* A driver may find out only now that this VM of its cannot. */
 	while (tracker->kind && another_may(result = tracker->kind->start(tracker, error)) &&
 	       tracker->any) {
-		size_t next = index_of(tracker->kind) + 1;
-		tracker->kind->close(tracker);
-		int opened = open_from(tracker, next, error);
+		int opened = try_next(tracker, error);
 		if (opened < 0)
 			return error_context(error, "start dirty tracking");
 	}
@@ -207,7 +217,8 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 
 int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *error)
 {
-	int result = tracker->kind->collect(tracker, running, error);
+	int result = tracker->started ? tracker->kind->collect(tracker, running, error)
+				      : error_set(error, EINVAL, "bug", "dirty tracking is off");
 
 	return result < 0 ? error_context(error, "collect dirty pages") : 0;
 }

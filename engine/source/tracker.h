@@ -47,6 +47,7 @@ void tracker_close(struct tracker *tracker); /* stops it, too; NULL is fine */
 int tracker_sample(struct tracker *tracker, unsigned every);
 /* How many of these pages were written since, or -errno. */
 int64_t tracker_sampled(struct tracker *tracker);
+/* -ENOTSUP: no kind that may be used can track this VM, even if one could look at a sample. */
 int tracker_start(struct tracker *tracker, struct jaunt_error *error);
 /* Marks in `dirty` what was written since the start or the last collect. `running` is false only
  * while every vCPU stands still: then it may be faster, and the next collect may tell the same. */
@@ -56,7 +57,8 @@ bool tracker_stands_still(const struct tracker *tracker);
 /* The guest is as fast as before. Does nothing if it was not started. */
 void tracker_stop(struct tracker *tracker);
 
-/* What it is, never TRACKER_AUTO; its name as in options and messages. */
+/* What it is; TRACKER_AUTO: nothing, a start has found that none can be used. Its name as in
+ * options and messages. */
 enum tracker_kind tracker_kind(const struct tracker *tracker);
 const char *tracker_kind_name(enum tracker_kind kind);
 /* NULL is "auto". */

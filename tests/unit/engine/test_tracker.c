@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "engine/source/dirty.h"
 
 TestSuite(tracker, .timeout = 60);
@@ -107,4 +108,101 @@ Test(tracker, is_armed_only_while_the_vm_stands_still_where_devices_write_late)
 Test(tracker, needs_no_pause_where_they_do_not)
 {
 	track(false);
+}
+
+/* --- A driver that shows a sample, and then cannot track
+ * ------------------------------------------
+ */
+
+static unsigned samples, stops;
+
+static int start_nothing(void *vm, struct jaunt_error *error)
+{
+	return error_set(error, ENOTSUP, "no-tracker", "this VM's writes are not noted");
+}
+
+static int collect_nothing(void *vm, jaunt_dirty_run *emit, void *context,
+			   struct jaunt_error *error)
+{
+	return error_set(error, EPROTO, "bug", "what was not started is collected");
+}
+
+static void stop_nothing(void *vm)
+{
+	stops++;
+}
+
+static int show_sample(void *vm, unsigned every)
+{
+	samples++;
+	return 0;
+}
+
+static int64_t count_sample(void *vm)
+{
+	return 5;
+}
+
+static int no_userfaultfd(void *vm, struct jaunt_error *error)
+{
+	return error_set(error, ENOTSUP, "no-userfaultfd", "there is none");
+}
+
+static const struct jaunt_vm_ops ops_of_promising = {.driver = "promising",
+						     .userfaultfd = no_userfaultfd,
+						     .track_start = start_nothing,
+						     .track_collect = collect_nothing,
+						     .track_stop = stop_nothing,
+						     .track_sample = show_sample,
+						     .track_sampled = count_sample};
+
+/* Huge pages keep soft-dirty out of it: nothing is left to go over to. */
+static void open_promising(struct tracker **tracker, enum tracker_kind kind)
+{
+	static struct guestmem memory = {
+		.region_count = 1,
+		.regions = {{.pages = 8, .page_bytes = 2 << 20, .hugetlb = true}}};
+	static struct dirty dirty;
+	struct jaunt_error error = {0};
+
+	samples = stops = 0;
+	cr_assert_eq(tracker_open(tracker, kind, &ops_of_promising, NULL, &memory, &dirty, &error),
+		     0, "%s", error.text);
+	cr_assert_eq(tracker_sample(*tracker, 16), 0);
+	cr_assert_eq(tracker_sampled(*tracker), 5);
+}
+
+Test(tracker, that_cannot_do_more_than_a_sample_says_so_and_can_be_asked_again)
+{
+	struct jaunt_error error = {0};
+	struct tracker *tracker = NULL;
+
+	open_promising(&tracker, TRACKER_AUTO);
+	for (unsigned i = 0; i < 2; i++) {
+		cr_assert_eq(tracker_start(tracker, &error), -ENOTSUP);
+		cr_assert_str_eq(error.reason, "no-tracker");
+		cr_assert_eq(stops, 1, "the sample is to be off");
+	}
+	cr_assert_eq(tracker_kind(tracker), TRACKER_AUTO);
+	cr_assert_eq(tracker_collect(tracker, true, &error), -EINVAL);
+	cr_assert_eq(tracker_sample(tracker, 16), -ENOTSUP);
+	cr_assert_eq(tracker_sampled(tracker), -EINVAL);
+	cr_assert_eq(samples, 1);
+	tracker_stop(tracker);
+	tracker_close(tracker);
+	cr_assert_eq(stops, 1);
+}
+
+Test(tracker, that_was_asked_for_by_name_is_kept_when_it_cannot_start)
+{
+	struct jaunt_error error = {0};
+	struct tracker *tracker = NULL;
+
+	open_promising(&tracker, TRACKER_DRIVER);
+	cr_assert_eq(tracker_start(tracker, &error), -ENOTSUP);
+	cr_assert(strstr(error.text, "not noted"), "%s", error.text);
+	cr_assert_eq(tracker_kind(tracker), TRACKER_DRIVER);
+	cr_assert_eq(tracker_sampled(tracker), 5);
+	tracker_close(tracker);
+	cr_assert_eq(stops, 1);
 }
