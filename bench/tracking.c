@@ -93,7 +93,7 @@ static void measure(struct run *run, double ms, double round_ms, double settle_m
 	double paused_pages = (double)dirty_count_all(&run->dirty);
 	check(microvm_ops.resume(run->vm, &ignored, &error), &error);
 	before = clock_ns();
-	tracker_stop(run->tracker);
+	check(tracker_stop(run->tracker, &error), &error);
 	double stop_us = (double)(clock_ns() - before) / 1e3;
 	double right_after = throughput(run, ms / 10, 0), after = throughput(run, ms, 0);
 	nap(settle_ms);

@@ -143,8 +143,9 @@ struct jaunt_vm_ops {
 	 * late. `emit` may be called from several threads at once. */
 	int (*track_collect)(void *vm, jaunt_dirty_run *emit, void *context,
 			     struct jaunt_error *error);
-	/* The VM runs at full speed again. */
-	void (*track_stop)(void *vm);
+	/* The VM runs at full speed again: 0. Else it may not, -errno with `error`: to be called
+	 * once more, until which track_start() and track_sample() may fail, too. */
+	int (*track_stop)(void *vm, struct jaunt_error *error);
 	/* Optional, beside them; both or none. Before track_start(): from now on the driver notes
 	 * whether a page is written for about one page in `every` (a power of two), drawn at
 	 * random, so that the VM feels as little of it. -errno: it cannot. track_start() or

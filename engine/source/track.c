@@ -73,8 +73,10 @@ void source_untrack(struct source *source)
 {
 	/* A report that has seen it set may still be marking: the map stays until the source is
 	 * closed. */
+	struct jaunt_error error = {0};
 	atomic_store(&source->shared.tracking, false);
-	tracker_stop(source->tracker);
+	if (tracker_stop(source->tracker, &error) < 0) /* tried again at the end */
+		trace_event(source->base.lane, "untrack", "%s", error.text);
 }
 
 void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,

@@ -74,9 +74,9 @@ static int64_t driver_sampled(struct tracker *tracker)
 	return tracker->ops->track_sampled(tracker->vm);
 }
 
-static void driver_stop(struct tracker *tracker)
+static int driver_stop(struct tracker *tracker, struct jaunt_error *error)
 {
-	tracker->ops->track_stop(tracker->vm);
+	return tracker->ops->track_stop(tracker->vm, error);
 }
 
 static void driver_close(struct tracker *tracker)
@@ -164,7 +164,8 @@ void tracker_close(struct tracker *tracker)
 {
 	if (!tracker)
 		return;
-	tracker_stop(tracker);
+	struct jaunt_error ignored = {0}; /* whoever wanted to know has stopped it before */
+	tracker_stop(tracker, &ignored);
 	if (tracker->kind)
 		tracker->kind->close(tracker);
 	free(tracker);
@@ -190,7 +191,9 @@ static int try_next(struct tracker *tracker, struct jaunt_error *error)
 {
 	size_t next = index_of(tracker->kind) + 1;
 
-	tracker_stop(tracker);
+	int result = tracker_stop(tracker, error);
+	if (result < 0)
+		return result;
 	tracker->kind->close(tracker);
 	return open_from(tracker, next, error);
 }
@@ -228,12 +231,14 @@ bool tracker_stands_still(const struct tracker *tracker)
 	return tracker->stands_still;
 }
 
-void tracker_stop(struct tracker *tracker)
+int tracker_stop(struct tracker *tracker, struct jaunt_error *error)
 {
-	if (!tracker || (!tracker->started && !tracker->sampling))
-		return;
+	if (!tracker || (!tracker->started && !tracker->sampling && !tracker->half_on))
+		return 0;
 	tracker->started = tracker->sampling = false;
-	tracker->kind->stop(tracker);
+	int result = tracker->kind->stop(tracker, error);
+	tracker->half_on = result < 0;
+	return result < 0 ? error_context(error, "stop dirty tracking") : 0;
 }
 
 enum tracker_kind tracker_kind(const struct tracker *tracker)

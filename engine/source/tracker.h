@@ -40,7 +40,7 @@ struct tracker;
 int tracker_open(struct tracker **out, enum tracker_kind kind, const struct jaunt_vm_ops *ops,
 		 void *vm, const struct guestmem *memory, struct dirty *dirty,
 		 struct jaunt_error *error);
-void tracker_close(struct tracker *tracker); /* stops it, too; NULL is fine */
+void tracker_close(struct tracker *tracker); /* stops it, if it can; NULL is fine */
 
 /* From now on it is noted whether about one page in `every`, a power of two, is written; the start
  * or the stop ends it. -errno: it cannot be done here. */
@@ -54,8 +54,9 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error);
 int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *error);
 /* A start or a collect failed and left the VM paused: it is to be resumed. */
 bool tracker_stands_still(const struct tracker *tracker);
-/* The guest is as fast as before. Does nothing if it was not started. */
-void tracker_stop(struct tracker *tracker);
+/* The guest is as fast as before: 0, also if it was not started. Else it may not be, -errno with
+ * `error`: nothing can be collected any more, and to stop can be tried again. */
+int tracker_stop(struct tracker *tracker, struct jaunt_error *error);
 
 /* What it is; TRACKER_AUTO: nothing, a start has found that none can be used. Its name as in
  * options and messages. */

@@ -16,7 +16,7 @@ struct tracker_ops {
 	/* NULL, both: it cannot. */
 	int (*sample)(struct tracker *tracker, unsigned every);
 	int64_t (*sampled)(struct tracker *tracker);
-	void (*stop)(struct tracker *tracker);
+	int (*stop)(struct tracker *tracker, struct jaunt_error *error);
 	void (*close)(struct tracker *tracker);
 };
 
@@ -24,6 +24,7 @@ struct tracker {
 	const struct tracker_ops *kind; /* NULL: none is open */
 	bool any;                       /* another kind would do, too */
 	bool started, sampling;
+	bool half_on;      /* a stop has failed */
 	bool stands_still; /* it paused the VM, and could not resume it */
 	const struct jaunt_vm_ops *ops;
 	void *vm;

@@ -142,10 +142,12 @@ static int write_protect_collect(struct tracker *tracker, bool running, struct j
 					       : collect_all(tracker, running, error);
 }
 
-static void write_protect_stop(struct tracker *tracker)
+static int write_protect_stop(struct tracker *tracker, struct jaunt_error *error)
 {
+	(void)error;
 	for (size_t i = 0; i < tracker->memory->region_count; i++)
 		wp_stop(&tracker->wp[i]);
+	return 0;
 }
 
 static void write_protect_close(struct tracker *tracker)
@@ -207,9 +209,10 @@ static int soft_dirty_collect(struct tracker *tracker, bool running, struct jaun
 	return running ? while_paused(tracker, read_and_clear, error) : read_all(tracker, error);
 }
 
-static void soft_dirty_stop(struct tracker *tracker)
+static int soft_dirty_stop(struct tracker *tracker, struct jaunt_error *error)
 {
-	(void)tracker; /* what is still protected costs one fault each, and no more */
+	(void)tracker, (void)error; /* what is still protected costs one fault each, and no more */
+	return 0;
 }
 
 static void soft_dirty_close_it(struct tracker *tracker)

@@ -36,7 +36,8 @@ void track_init(struct microvm *vm, bool ring, uint32_t ring_entries)
 
 void track_destroy(struct microvm *vm)
 {
-	track_stop(vm);
+	struct jaunt_error ignored = {0}; /* it goes with the VM */
+	track_stop(vm, &ignored);
 	pthread_mutex_destroy(&vm->track.lock);
 	pthread_mutex_destroy(&vm->track.report_lock);
 }
@@ -65,8 +66,10 @@ int track_set_slot(struct microvm *vm, unsigned slot, bool on)
 int track_set_logging(struct microvm *vm, bool on)
 {
 	int failed = 0;
-	for (unsigned i = 0; !failed && i < vm->slot_count; i++)
-		failed = track_set_slot(vm, i, on);
+	for (unsigned i = 0; !(failed && on) && i < vm->slot_count; i++) {
+		int result = track_set_slot(vm, i, on);
+		failed = failed ? failed : result;
+	}
 	return failed;
 }
 
@@ -101,8 +104,16 @@ int track_start(void *context, struct jaunt_error *error)
 				 "the VM's vCPUs are threads, which note no writes");
 	if (vm->track.on)
 		return error_set(error, EALREADY, "bug", "dirty tracking is on already");
-	int failed = vm->track.ring ? track_ring_start(vm, error) : track_log_start(vm, error);
+	int failed = vm->track.half_on ? track_stop(vm, error) : 0;
+	if (failed)
+		return failed;
+	failed = vm->track.ring ? track_ring_start(vm, error) : track_log_start(vm, error);
 	vm->track.on = !failed;
+	if (failed) {
+		struct jaunt_error ignored = {0}; /* the first says why */
+		vm->track.half_on = true;
+		track_stop(vm, &ignored);
+	}
 	return failed;
 }
 
@@ -115,17 +126,20 @@ int track_collect(void *context, jaunt_dirty_run *emit, void *user, struct jaunt
 			      : track_log_collect(vm, emit, user, error);
 }
 
-void track_stop(void *context)
+int track_stop(void *context, struct jaunt_error *error)
 {
 	struct microvm *vm = context;
-	if (!vm->track.on && !vm->track.every)
-		return;
+	if (!vm->track.on && !vm->track.every && !vm->track.half_on)
+		return 0;
 	vm->track.on = false;
 	vm->track.every = 0;
-	if (vm->track.ring)
-		track_ring_stop(vm);
-	else
-		track_log_stop(vm);
+	int failed = vm->track.ring ? track_ring_stop(vm) : track_log_stop(vm);
+	vm->track.half_on = failed;
+	if (!failed)
+		return 0;
+	return error_set(error, -failed, "kvm",
+			 "switch KVM's dirty %s off: %s; the VM may run slower until it is",
+			 vm->track.ring ? "ring" : "log", strerror(-failed));
 }
 
 /* --- What tracking does not see

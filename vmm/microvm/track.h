@@ -26,6 +26,7 @@ struct track {
 	uint32_t ring_entries; /* of each vCPU; 0 until track_open(): as many as KVM gives */
 	/* The engine's thread */
 	bool on;
+	bool half_on;           /* a start or a stop failed half way: off has to be tried again */
 	uint64_t *log;          /* one slot's bitmap, while on or sampling */
 	unsigned every;         /* one page in so many is noted, and tracking is not on; else 0 */
 	uint64_t sampled_slots; /* a bit each */
@@ -54,7 +55,7 @@ void track_close_vcpu(struct vcpu *vcpu);
 /* What struct jaunt_vm_ops says of them. */
 int track_start(void *context, struct jaunt_error *error);
 int track_collect(void *context, jaunt_dirty_run *emit, void *user, struct jaunt_error *error);
-void track_stop(void *context);
+int track_stop(void *context, struct jaunt_error *error);
 int track_sample(void *context, unsigned every);
 int64_t track_sampled(void *context);
 void track_report_to(void *context, struct jaunt_migration *migration);
@@ -65,7 +66,8 @@ void track_discarded(struct microvm *vm, uint64_t guest_address, uint64_t bytes)
 /* Emits the runs of ones of a bitmap whose first bit is page `base`. */
 void track_emit_bits(const struct microvm *vm, const uint64_t *bits, uint64_t words, uint64_t base,
 		     jaunt_dirty_run *emit, void *context);
-/* Switches KVM's noting on or off for a slot, or for all. */
+/* Switches KVM's noting on or off for a slot, or for all: on until one fails, off wherever it can
+ * be. */
 int track_set_slot(struct microvm *vm, unsigned slot, bool on);
 int track_set_logging(struct microvm *vm, bool on);
 
@@ -73,7 +75,8 @@ int track_set_logging(struct microvm *vm, bool on);
 int track_log_start(struct microvm *vm, struct jaunt_error *error);
 int track_log_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
 		      struct jaunt_error *error);
-void track_log_stop(struct microvm *vm);
+/* -errno: some slots may still be on. */
+int track_log_stop(struct microvm *vm);
 /* Protects again those pages of a slot that are noted in track.log. */
 int track_log_clear(struct microvm *vm, unsigned slot);
 /* The first slot from this one on in which the memory file holds something; slot_count: none. */
@@ -88,7 +91,7 @@ int track_ring_open(struct microvm *vm, struct jaunt_error *error);
 int track_ring_start(struct microvm *vm, struct jaunt_error *error);
 int track_ring_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
 		       struct jaunt_error *error);
-void track_ring_stop(struct microvm *vm);
+int track_ring_stop(struct microvm *vm);
 /* A vCPU came out of the guest because its ring is full; on its thread. */
 void track_ring_full(struct vcpu *vcpu);
 

@@ -39,19 +39,19 @@ int track_log_start(struct microvm *vm, struct jaunt_error *error)
 	int failed = sampling ? track_sample_widen(vm) : track_set_logging(vm, true);
 	if (!failed)
 		return 0;
-	track_log_stop(vm);
 	return error_set(error, -failed, "kvm", "switch KVM's dirty log on: %s", strerror(-failed));
 }
 
-void track_log_stop(struct microvm *vm)
+int track_log_stop(struct microvm *vm)
 {
-	/* Switching off can fail for lack of memory only; the guest then stays slower, and the
-	 * next start finds it on. */
-	(void)track_set_logging(vm, false);
-	if (vm->track.samples)
-		(void)track_sample_option(vm, false);
+	int failed = track_set_logging(vm, false);
+
+	/* A log that is still on may need the option. */
+	if (!failed && vm->track.samples)
+		failed = track_sample_option(vm, false);
 	free(vm->track.log);
 	vm->track.log = NULL;
+	return failed;
 }
 
 /* In pieces, none without any. */

@@ -206,24 +206,32 @@ static void forget(struct microvm *vm)
 	vm->track.noted_groups = NULL;
 }
 
+static int not_reset(struct jaunt_error *error)
+{
+	return error_set(error, EIO, "kvm", "KVM does not reset its dirty rings");
+}
+
 int track_ring_start(struct microvm *vm, struct jaunt_error *error)
 {
 	pthread_mutex_lock(&vm->track.lock);
 	harvest_all(vm); /* what was left over when it was switched off */
+	vm->track.broken = false;
 	reset(vm);
 	vm->track.cut_short = false; /* logging starts behind this: all is armed then */
 	vm->track.noted = map_zeros(noted_bytes(vm));
 	vm->track.noted_groups = map_zeros(group_count(vm));
-	bool ready = vm->track.noted && vm->track.noted_groups && !vm->track.broken;
+	bool broken = vm->track.broken;
+	bool ready = vm->track.noted && vm->track.noted_groups && !broken;
 	if (!ready)
 		forget(vm);
 	pthread_mutex_unlock(&vm->track.lock);
+	if (broken)
+		return not_reset(error);
 	if (!ready)
 		return error_set(error, ENOMEM, "no-memory", "dirty ring: out of memory");
 	int failed = track_set_logging(vm, true);
 	if (!failed)
 		return 0;
-	track_ring_stop(vm);
 	return error_set(error, -failed, "kvm", "switch KVM's dirty ring on: %s",
 			 strerror(-failed));
 }
@@ -240,17 +248,16 @@ int track_ring_collect(struct microvm *vm, jaunt_dirty_run *emit, void *context,
 	if (!broken)
 		emit_noted(vm, emit, context);
 	pthread_mutex_unlock(&vm->track.lock);
-	if (broken)
-		return error_set(error, EIO, "kvm", "KVM does not reset its dirty rings");
-	return 0;
+	return broken ? not_reset(error) : 0;
 }
 
-void track_ring_stop(struct microvm *vm)
+int track_ring_stop(struct microvm *vm)
 {
-	(void)track_set_logging(vm, false);
+	int failed = track_set_logging(vm, false);
 	pthread_mutex_lock(&vm->track.lock);
 	harvest_all(vm);
 	reset(vm);
 	forget(vm);
 	pthread_mutex_unlock(&vm->track.lock);
+	return failed;
 }

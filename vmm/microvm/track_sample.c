@@ -77,12 +77,15 @@ static int sample_slot(struct microvm *vm, unsigned slot)
 int track_sample(void *context, unsigned every)
 {
 	struct microvm *vm = context;
+	struct jaunt_error error = {0};
 	int failed;
 
 	if (vm->thread_backed || !vm->track.samples)
 		return -ENOTSUP;
 	if (vm->track.on || vm->track.every)
 		return -EALREADY;
+	if (vm->track.half_on && (failed = track_stop(vm, &error)))
+		return failed;
 	vm->track.log = malloc(vm->slot_bytes / GUEST_PAGE_BYTES / 8 + 8);
 	if (!vm->track.log)
 		return -ENOMEM;
@@ -93,7 +96,7 @@ int track_sample(void *context, unsigned every)
 	     i = track_log_next(vm, i + 1))
 		failed = sample_slot(vm, i);
 	if (failed)
-		track_stop(vm);
+		track_stop(vm, &error);
 	return failed;
 }
 

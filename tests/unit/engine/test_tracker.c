@@ -114,7 +114,7 @@ Test(tracker, needs_no_pause_where_they_do_not)
  * ------------------------------------------
  */
 
-static unsigned samples, stops;
+static unsigned samples, stops, stop_fails;
 
 static int start_nothing(void *vm, struct jaunt_error *error)
 {
@@ -127,9 +127,9 @@ static int collect_nothing(void *vm, jaunt_dirty_run *emit, void *context,
 	return error_set(error, EPROTO, "bug", "what was not started is collected");
 }
 
-static void stop_nothing(void *vm)
+static int stop_nothing(void *vm, struct jaunt_error *error)
 {
-	stops++;
+	return stops++ < stop_fails ? error_set(error, ENOMEM, "kvm", "no memory to stop it") : 0;
 }
 
 static int show_sample(void *vm, unsigned every)
@@ -188,7 +188,7 @@ Test(tracker, that_cannot_do_more_than_a_sample_says_so_and_can_be_asked_again)
 	cr_assert_eq(tracker_sample(tracker, 16), -ENOTSUP);
 	cr_assert_eq(tracker_sampled(tracker), -EINVAL);
 	cr_assert_eq(samples, 1);
-	tracker_stop(tracker);
+	cr_assert_eq(tracker_stop(tracker, &error), 0);
 	tracker_close(tracker);
 	cr_assert_eq(stops, 1);
 }
@@ -205,4 +205,36 @@ Test(tracker, that_was_asked_for_by_name_is_kept_when_it_cannot_start)
 	cr_assert_eq(tracker_sampled(tracker), 5);
 	tracker_close(tracker);
 	cr_assert_eq(stops, 1);
+}
+
+Test(tracker, that_could_not_be_stopped_is_stopped_again)
+{
+	struct jaunt_error error = {0};
+	struct tracker *tracker = NULL;
+
+	open_promising(&tracker, TRACKER_DRIVER);
+	stop_fails = 2;
+	for (unsigned i = 0; i < 2; i++) {
+		cr_assert_eq(tracker_stop(tracker, &error), -ENOMEM);
+		cr_assert(strstr(error.text, "no memory to stop it"), "%s", error.text);
+		cr_assert_eq(tracker_sampled(tracker), -EINVAL);
+	}
+	cr_assert_eq(tracker_stop(tracker, &error), 0);
+	cr_assert_eq(tracker_stop(tracker, &error), 0);
+	cr_assert_eq(stops, 3, "what is off is left alone");
+	tracker_close(tracker);
+	cr_assert_eq(stops, 3);
+}
+
+Test(tracker, whose_sample_cannot_be_ended_is_not_passed_over)
+{
+	struct jaunt_error error = {0};
+	struct tracker *tracker = NULL;
+
+	open_promising(&tracker, TRACKER_AUTO);
+	stop_fails = 1;
+	cr_assert_eq(tracker_start(tracker, &error), -ENOMEM);
+	cr_assert_eq(tracker_kind(tracker), TRACKER_DRIVER);
+	tracker_close(tracker);
+	cr_assert_eq(stops, 2);
 }

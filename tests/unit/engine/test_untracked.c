@@ -26,7 +26,7 @@ struct vm {
 
 static struct vm source, target;
 static struct jaunt_migration *departure, *arrival;
-static unsigned looks, starts, stops;
+static unsigned looks, starts;
 static bool sampling;
 
 static void vm_open(struct vm *vm)
@@ -117,11 +117,11 @@ static int collect(void *context, jaunt_dirty_run *emit, void *user, struct jaun
 	return error_set(error, EPROTO, "bug", "what was not started is collected");
 }
 
-static void stop(void *context)
+static int stop(void *context, struct jaunt_error *error)
 {
-	(void)context;
-	stops++;
+	(void)context, (void)error;
 	sampling = false;
+	return 0;
 }
 
 static int no_userfaultfd(void *context, struct jaunt_error *error)

@@ -94,6 +94,12 @@ static void start_copy(struct copy *copy, unsigned every)
 	copy_pages(copy, 0, copy->memory.regions[0].pages);
 }
 
+static void stop_copy(struct copy *copy)
+{
+	struct jaunt_error error = {0};
+	cr_assert_eq(tracker_stop(copy->tracker, &error), 0, "%s", error.text);
+}
+
 static void expect_equal(const struct copy *copy)
 {
 	const struct guest_region *region = &copy->memory.regions[0];
@@ -189,7 +195,7 @@ static void expect_follows(struct plan plan)
 	}
 	cr_expect_gt(copy.copied, 0);
 	/* Off and on again, as after a cancel. */
-	tracker_stop(copy.tracker);
+	stop_copy(&copy);
 	rest(5);
 	start_copy(&copy, plan.every);
 	rest(plan.round_ms);
@@ -197,7 +203,7 @@ static void expect_follows(struct plan plan)
 	harness_pause(copy.vm);
 	copy_dirty(&copy, false);
 	expect_equal(&copy);
-	tracker_stop(copy.tracker);
+	stop_copy(&copy);
 	harness_resume(copy.vm);
 	harness_check(copy.vm);
 	close_copy(&copy);
@@ -242,7 +248,7 @@ Test(track, a_sample_is_of_the_size_that_was_asked_for)
 		}
 		cr_expect(pages >= wanted * 3 / 4 && pages <= wanted * 3 / 2, "%ld for %ld", pages,
 			  wanted);
-		tracker_stop(copy.tracker);
+		stop_copy(&copy);
 		cr_expect_lt(tracker_sampled(copy.tracker), 0, "it is over");
 		close_copy(&copy);
 	}
@@ -387,7 +393,7 @@ Test(track, threads_have_no_tracking_of_their_own)
 	struct jaunt_error error = {0};
 	struct microvm *vm = harness_create(HARNESS_THREAD, "random:ws=1m");
 	cr_expect_eq(microvm_ops.track_start(vm, &error), -ENOTSUP);
-	microvm_ops.track_stop(vm);
+	cr_expect_eq(microvm_ops.track_stop(vm, &error), 0);
 	microvm_destroy(vm);
 }
 
