@@ -87,6 +87,7 @@ static bool read_input(const json_t *object, struct policy_input *input)
 	input->round_trip_ns = number(object, "round_trip_ns");
 	input->device_ns = number(object, "device_ns");
 	input->horizon_ns = number(object, "horizon_ns");
+	input->watched = truth(object, "watched");
 	input->since_collect_ns = whole(object, "since_collect_ns");
 	read_rounds(json_object_get(object, "rounds"), input);
 	return true;

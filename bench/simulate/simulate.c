@@ -24,6 +24,8 @@ static const char help[] =
 	"  --working-set SIZE     what the guest writes again and again (default: half of the "
 	"data)\n"
 	"  --dirty-rate SIZE      bytes of pages that it writes a second (default 100M)\n"
+	"  --hot N                per cent of the writes that go to a tenth of the working set "
+	"(default: all alike)\n"
 	"  --touches N            pages that it touches for each that it writes (default 2)\n"
 	"  --bandwidth SIZE       of the link, bytes a second (default 1250000000)\n"
 	"  --limit-bandwidth SIZE of the streams, bytes a second (default: none)\n"
@@ -48,6 +50,7 @@ struct options {
 	struct sweep_cell cell;
 	const char *trace;
 	bool sweep, json, explain;
+	double hot; /* share of the writes */
 	enum policy_mode explained;
 };
 
@@ -88,6 +91,7 @@ enum {
 	ROUNDS,
 	NO_POSTCOPY,
 	NOISE,
+	HOT,
 	EXPLAIN,
 	JSON,
 	TRACE,
@@ -100,6 +104,7 @@ static const struct option long_options[] = {
 	{"data", required_argument, NULL, DATA},
 	{"working-set", required_argument, NULL, SET},
 	{"dirty-rate", required_argument, NULL, RATE},
+	{"hot", required_argument, NULL, HOT},
 	{"touches", required_argument, NULL, TOUCHES},
 	{"bandwidth", required_argument, NULL, BANDWIDTH},
 	{"limit-bandwidth", required_argument, NULL, CAP},
@@ -138,6 +143,9 @@ static void take(struct options *options, int key)
 		break;
 	case RATE:
 		world->sets[0].rate = (double)program_bytes(optarg);
+		break;
+	case HOT:
+		options->hot = (double)program_count(optarg, 0) / 100;
 		break;
 	case TOUCHES:
 		world->costs.touches = (double)program_count(optarg, 1);
@@ -219,6 +227,10 @@ static void parse(struct options *options, int argc, char **argv)
 		program_usage("the working set must fit into the data, and the data into the RAM");
 	if (world->bandwidth <= 0)
 		program_usage("a bandwidth of 0 moves nothing");
+	if (options->hot < 0 || options->hot > 1)
+		program_usage("--hot is a share of the writes, 0 to 100 per cent");
+	if (options->hot > 0)
+		world_split(world, 0.1, options->hot);
 	world->device_ns = estimate_device_ns(world->vcpus);
 }
 

@@ -55,11 +55,9 @@ void sweep_cell(size_t index, double noise, struct sweep_cell *cell)
 	double set = sets[digit(&index, COUNT(sets))] * (double)world->data_bytes;
 	double rate = rates[digit(&index, COUNT(rates))];
 	/* A tenth of the set takes half of the writes. */
-	world->set_count = 2;
-	world->sets[0].bytes = set * 0.1;
-	world->sets[0].rate = rate * 0.5;
-	world->sets[1].bytes = set * 0.9;
-	world->sets[1].rate = rate * 0.5;
+	world->sets[0].bytes = set;
+	world->sets[0].rate = rate;
+	world_split(world, 0.1, 0.5);
 	world->vcpus = 4;
 	world->every = every(world);
 	world->noise = noise;

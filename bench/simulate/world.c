@@ -160,6 +160,7 @@ static void watch(struct run *run)
 		run->input.elapsed_ns = (uint64_t)run->now_ns;
 		on = ns < WATCH_LEAST || policy_watch_on(&run->input, pages);
 	}
+	run->input.watched = !on;
 	run->since_ns = 0;
 }
 
@@ -370,4 +371,15 @@ void world_run(const struct world *world, enum policy_mode mode, const struct po
 	result->cost_ns = result->stall_ns + limits->total_weight * result->total_ns;
 	result->predicted.cost_ns =
 		result->predicted.stall_ns + limits->total_weight * result->predicted.total_ns;
+}
+
+void world_split(struct world *world, double bytes, double writes)
+{
+	struct world_set *all = &world->sets[0];
+
+	world->set_count = 2;
+	world->sets[1].bytes = all->bytes * (1 - bytes);
+	world->sets[1].rate = all->rate * (1 - writes);
+	all->bytes *= bytes;
+	all->rate *= writes;
 }

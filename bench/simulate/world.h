@@ -22,7 +22,7 @@ struct world {
 	bool paced;     /* the guest has time to spare: it keeps its rates where it can */
 	unsigned every; /* one page in so many is looked at first; 0: all are, for a moment */
 	unsigned set_count;
-	struct {
+	struct world_set {
 		double bytes, rate; /* of this set; the rate is in bytes of pages a second */
 	} sets[WORLD_SETS_MAX];
 	double bandwidth; /* of the link, or of what the hosts can do */
@@ -43,6 +43,9 @@ struct world_result {
 
 typedef void world_tell(void *context, const struct policy_input *input,
 			const struct policy_decision *decision);
+
+/* Makes two sets of the one: a share of its bytes takes a share of its writes. */
+void world_split(struct world *world, double bytes, double writes);
 
 /* Moves the guest once; `tell` (or NULL) hears of each decision. */
 void world_run(const struct world *world, enum policy_mode mode, const struct policy_limits *limits,

@@ -67,10 +67,11 @@ static void add_state(struct text *text, const struct policy_input *input)
 	add(text,
 	    "\"bandwidth\":%.9g,\"bandwidth_confidence\":%.9g,\"dirty_rate\":%.9g,"
 	    "\"dirty_confidence\":%.9g,\"working_set\":%.9g,\"round_trip_ns\":%.0f,"
-	    "\"device_ns\":%.0f,\"horizon_ns\":%.0f,\"since_collect_ns\":%" PRIu64 ",\"rounds\":[",
+	    "\"device_ns\":%.0f,\"horizon_ns\":%.0f,\"watched\":%s,\"since_collect_ns\":%" PRIu64
+	    ",\"rounds\":[",
 	    input->bandwidth, input->bandwidth_confidence, input->dirty_rate,
 	    input->dirty_confidence, input->working_set, input->round_trip_ns, input->device_ns,
-	    input->horizon_ns, input->since_collect_ns);
+	    input->horizon_ns, yes_no(input->watched), input->since_collect_ns);
 	for (unsigned i = 0; i < input->round_count && i < POLICY_ROUNDS_KEPT; i++)
 		add(text, "%s[%" PRIu64 ",%" PRIu64 ",%" PRIu64 "]", i ? "," : "",
 		    input->rounds[i].duration_ns, input->rounds[i].sent_bytes,

@@ -10,8 +10,9 @@
 
 /* Less than this is not counted as a working set, or as dirty at all. */
 #define LEAST_BYTES 4096.0
-/* Weight of a collect for each that came after it. */
-#define FADING 0.85
+/* Weight of a collect for each that came after it: looks at a sample grow longer, and the longest
+ * tells most of what is to come. */
+#define FADING 0.6
 /* A sample in which so many pages were written counts half of a collect. */
 #define FEW 4.0
 /* Where collects cannot tell, the larger working set and the smaller rate are taken. */

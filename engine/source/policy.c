@@ -21,6 +21,10 @@
 #define HORIZONS 3
 /* Who was seen to write so much of his working set has no larger one. */
 #define SEEN 0.4
+/* And who did not write so much of the one that fits best may have one of everything. */
+#define SATURATED 0.8
+/* A shorter standstill of its writes may be the host's: a vCPU that did not get a CPU. */
+#define STILL_NS (40 * MS_NS)
 /* Of the limit of downtime, for a finish that might be a switch as well. */
 #define FINISH_SHARE 0.8
 /* Looking at the guest before the first decision may cost so much of what is decided about. */
@@ -64,7 +68,7 @@ void policy_limits_init(struct policy_limits *limits)
 
 void policy_costs_init(struct policy_costs *costs)
 {
-	*costs = (struct policy_costs){.fault_ns = 70e3,
+	*costs = (struct policy_costs){.fault_ns = 55e3,
 				       .tracking_ns = 6.5e3,
 				       .round_ns = 1e6,
 				       .run_ns = 5,
@@ -178,7 +182,7 @@ static void temper(const struct policy_input *input, struct policy_input *temper
 	double left_ns = (double)input->left_bytes / predict_bandwidth(input) * 1e9;
 	if (left_ns < HORIZONS * input->horizon_ns)
 		return;
-	double seen = predict_dirtied(input, 0, 0, input->horizon_ns);
+	double seen = predict_dirtied(input, 0, 0, HORIZONS * input->horizon_ns);
 	double most = input->working_set > seen ? input->working_set : seen;
 	if (seen > 0 && seen < most * SEEN)
 		tempered->working_set = sqrt(seen * most);
@@ -197,6 +201,13 @@ static bool ends_now(enum policy_way way)
 	return way == POLICY_WAY_FINISH || way == POLICY_WAY_SWITCH;
 }
 
+/* Without a round a hybrid would be post-copy. */
+static bool may_end(const struct policy_input *input)
+{
+	return input->mode != POLICY_HYBRID || input->round > 0 || input->round_ended ||
+	       !may_rounds(input);
+}
+
 /* The cheapest within the limits; POLICY_WAYS: there is none. */
 static enum policy_way choose(const struct policy_input *input,
 			      const struct policy_prediction ways[POLICY_WAYS])
@@ -204,13 +215,13 @@ static enum policy_way choose(const struct policy_input *input,
 	enum policy_way best = POLICY_WAYS;
 	double least = 0;
 	bool sent = input->bandwidth_confidence > 0; /* something, so there was a plan */
-	bool shaky = !input->round_ended && input->dirty_confidence < CHANGE_CONFIDENCE;
-	/* Without a round it would be post-copy. */
-	shaky |= input->mode == POLICY_HYBRID && input->round == 0 && !input->round_ended;
+	bool shaky = !input->round_ended && input->dirty_confidence < CHANGE_CONFIDENCE &&
+		     (sent || !input->watched);
 
 	for (unsigned i = 0; i < POLICY_WAYS; i++) {
 		const struct policy_prediction *way = &ways[i];
-		if (!way->allowed || !way->in_limits)
+		if (!way->allowed || !way->in_limits ||
+		    (ends_now((enum policy_way)i) && !may_end(input)))
 			continue;
 		double cost = way->cost_ns;
 		if (!finishes((enum policy_way)i))
@@ -363,8 +374,10 @@ static bool decide_beyond(const struct policy_input *input, struct policy_decisi
 	if (may_switch(input)) {
 		predict_ways(&relaxed, input->throttle, ways);
 		enum policy_way way = choose(&relaxed, ways);
-		if (way == POLICY_WAYS)
-			way = POLICY_WAY_SWITCH;
+		if (way == POLICY_WAYS) /* a hybrid before its first round does not switch */
+			way = ways[POLICY_WAY_ROUNDS_SWITCH].allowed && !may_end(input)
+				      ? POLICY_WAY_ROUNDS_SWITCH
+				      : POLICY_WAY_SWITCH;
 		decide_among(way, decision, &ways[way]);
 		snprintf(reason, sizeof(reason), "%s; %.150s", missed, decision->reason);
 		memcpy(decision->reason, reason, sizeof(reason));
@@ -435,8 +448,8 @@ void policy_decide(const struct policy_input *input, struct policy_decision *dec
  * ---------------------------------------------------------------------------------------- */
 
 /* What the guest may turn out to be: its rate, of which a count of so many tells no more, and its
- * working set, which is at least what was seen of it, and at most everything, as long as what was
- * seen is little of what the estimate takes it for. */
+ * working set, which is at least what was seen of it, and at most everything, unless it was seen
+ * for some time that writes to other pages come to an end. */
 static void vary(const struct policy_input *input, unsigned which, double noted,
 		 struct policy_input *varied)
 {
@@ -449,7 +462,7 @@ static void vary(const struct policy_input *input, unsigned which, double noted,
 	varied->dirty_rate = which & 1 ? input->dirty_rate * off : input->dirty_rate / off;
 	if (which & 2)
 		varied->working_set = seen;
-	else if (seen < input->working_set * SEEN)
+	else if (seen < input->working_set * SATURATED || input->horizon_ns < STILL_NS)
 		varied->working_set =
 			(double)(input->data_bytes ? input->data_bytes : input->ram_bytes);
 }

@@ -103,6 +103,7 @@ struct policy_input {
 	double dirty_confidence;     /* 0: nothing known */
 	double working_set;          /* bytes that are written again and again; 0: not known */
 	double horizon_ns;           /* the longest time whose writes were seen */
+	bool watched;                /* a longer look at the guest would not have paid */
 	uint64_t since_collect_ns;   /* what was written in that time is not in dirty_bytes yet */
 	double round_trip_ns;
 	double device_ns; /* pause, save, load and resume, without round trips */

@@ -370,6 +370,7 @@ static int watch_sample(struct source *source, unsigned every, uint64_t begun,
 		observe(source, false);
 		on = ns < WATCH_LEAST || policy_watch_on(&precopy->input, (double)pages);
 	}
+	precopy->input.watched = !on;
 	tell_watched(source, watched, every, clock_ns() - begun);
 	return 0;
 }

@@ -278,6 +278,57 @@ Test(policy, the_guest_is_looked_at_until_it_is_clear_what_it_writes)
 	cr_assert_not(policy_watch_on(&input, 100));
 }
 
+Test(policy, a_short_standstill_of_its_writes_is_no_end_of_them)
+{
+	struct policy_input input = at_start();
+
+	input.bandwidth_confidence = 0;
+	/* 10 MB in 10 ms, none in the next 10: a small working set, or a vCPU without a CPU? */
+	input.dirty_rate = 5e9;
+	input.working_set = 10e6;
+	input.horizon_ns = 20e6;
+	cr_assert(policy_watch_on(&input, 150));
+	input.horizon_ns = 40e6;
+	cr_assert_not(policy_watch_on(&input, 150));
+}
+
+Test(policy, what_was_watched_until_it_was_clear_is_decided_whatever_the_confidence)
+{
+	struct policy_input input = at_start();
+
+	input.bandwidth_confidence = 0;
+	input.dirty_rate = 20e9;
+	input.working_set = 900e6;
+	input.horizon_ns = 160e6;
+	input.dirty_confidence = 0.3;
+	cr_assert_eq(decide(&input), POLICY_CONTINUE);
+	input.watched = true;
+	cr_assert_eq(decide(&input), POLICY_SWITCH);
+	/* Within a round it is again worth as much as its confidence. */
+	input.bandwidth_confidence = 1;
+	cr_assert_eq(decide(&input), POLICY_CONTINUE);
+}
+
+Test(policy, a_hybrid_does_not_switch_before_its_round_because_of_a_limit_nobody_can_keep)
+{
+	struct policy_input input = at_start();
+	struct policy_decision decision;
+
+	input.mode = POLICY_HYBRID;
+	input.limits.downtime_ns = 1;
+	input.limits.total_ns = 10 * MS;
+	/* Neither the downtime nor, with the page map to tell, any way to go on. */
+	input.costs.run_ns = 1e9;
+	input.dirty_rate = 1e9;
+	policy_decide(&input, &decision);
+	cr_assert_eq(decision.action, POLICY_CONTINUE, "%s", decision.reason);
+	cr_assert_str_eq(decision.code, "beyond-limits");
+	input.round_ended = true;
+	input.left_bytes = 0;
+	policy_decide(&input, &decision);
+	cr_assert_eq(decision.action, POLICY_SWITCH, "%s", decision.reason);
+}
+
 Test(policy, names_of_modes_are_parsed_back)
 {
 	enum policy_mode mode;
