@@ -7,12 +7,7 @@
  *
  * A page that the guest writes after it was read for a round is reported by a later collect, the
  * last of which runs when the vCPUs stand still and their state is saved. So what was sent and is
- * not dirty then is what the page holds. Dirty pages are told as stale runs: most of them ahead of
- * the pause, which then has only those to tell that were written in the last moments.
- *
- * The barrier: stale runs are told only after every stream's last ROUND was acknowledged, that is,
- * after everything sent before is placed. Else an older copy could arrive behind the word that it
- * is stale, and pass for the page.
+ * not dirty then is what the page holds. Dirty pages are told as stale runs: stale.c.
  */
 #include "engine/source/precopy.h"
 
@@ -38,11 +33,7 @@
 #define WATCH_MOST   (160 * (uint64_t)MS_NS)
 #define SAMPLE_EVERY 16u    /* pages, of which one is looked at, or so many more that they are */
 #define SAMPLE_MOST  65536u /* no more than these in all */
-#define STALE_BATCH  8192u  /* runs in one message */
-#define STALE_FEW    1024u  /* pages that may as well be told in the pause */
-#define STALE_PASSES 4u
-#define MOST_NS      1e18          /* an end that is further away is none */
-#define STALE_RUN_NS UINT64_C(150) /* that the target takes to apply one */
+#define MOST_NS      1e18   /* an end that is further away is none */
 
 /* --- What has been sent, what is left ----------------------------------------------------------
  */
@@ -472,94 +463,6 @@ static int prepare(struct source *source, struct jaunt_error *error)
 	return 0;
 }
 
-/* --- What is stale -----------------------------------------------------------------------------
- */
-
-static int send_runs(struct source *source, uint32_t epoch, Jaunt__Run **runs, size_t count)
-{
-	Jaunt__Control message = JAUNT__CONTROL__INIT;
-	Jaunt__Freeze freeze = JAUNT__FREEZE__INIT;
-
-	freeze.epoch = epoch;
-	freeze.dirty = runs;
-	freeze.n_dirty = count;
-	message.message_case = JAUNT__CONTROL__MESSAGE_FREEZE;
-	message.freeze = &freeze;
-	return count ? link_send(&source->link, &message) : 0;
-}
-
-/* Tells all that is dirty, and takes it: it is stale for good. */
-static int tell_stale(struct source *source, uint32_t epoch, struct jaunt_error *error)
-{
-	struct source_shared *shared = &source->shared;
-	Jaunt__Run *runs = malloc(STALE_BATCH * sizeof(*runs));
-	Jaunt__Run **list = malloc(STALE_BATCH * sizeof(*list));
-	size_t count = 0;
-	int result = runs && list ? 0 : -ENOMEM;
-
-	for (size_t i = 0; result == 0 && i < shared->memory.region_count; i++) {
-		uint64_t first, pages;
-		for (uint64_t from = 0;
-		     result == 0 &&
-		     dirty_take(&shared->dirty, i, from, UINT64_MAX, UINT64_MAX, &first, &pages);) {
-			jaunt__run__init(&runs[count]);
-			runs[count].region = (uint32_t)i;
-			runs[count].first_page = first;
-			runs[count].page_count = pages;
-			list[count] = &runs[count];
-			from = first + pages;
-			if (++count < STALE_BATCH)
-				continue;
-			result = send_runs(source, epoch, list, count);
-			count = 0;
-		}
-	}
-	if (result == 0)
-		result = send_runs(source, epoch, list, count);
-	free(runs);
-	free(list);
-	if (result == -ENOMEM)
-		return error_set(error, ENOMEM, "no-memory", "out of memory for stale runs");
-	return result < 0 ? link_why(&source->link, error) : 0;
-}
-
-/* What was told is applied while the VM runs here, or FREEZE would wait behind it. Where that is
- * sooner done than asked about, the question would only give the VM time to write more. */
-static int await_applied(struct source *source, uint64_t pages, struct jaunt_error *error)
-{
-	uint64_t took_ns;
-
-	if (pages * STALE_RUN_NS <= source->round_trip_ns)
-		return 0;
-	return source_ping(source, &took_ns, error);
-}
-
-/* While the VM runs: until few are left. */
-static int tell_stale_ahead(struct source *source, struct jaunt_error *error)
-{
-	for (unsigned i = 0; i < STALE_PASSES; i++) {
-		uint64_t pages = dirty_count_all(&source->shared.dirty);
-		if (pages <= STALE_FEW && i)
-			break;
-		int result = tell_stale(source, 0, error);
-		if (result == 0)
-			result = await_applied(source, pages, error);
-		if (result == 0)
-			result = source_collect(source, error);
-		if (result < 0)
-			return result;
-	}
-	return 0;
-}
-
-int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error)
-{
-	if (!atomic_load(&source->shared.tracking))
-		return 0;
-	int result = source_collect(source, error);
-	return result < 0 ? result : tell_stale(source, epoch, error);
-}
-
 /* --- The whole ---------------------------------------------------------------------------------
  */
 
@@ -590,7 +493,7 @@ int source_precopy(struct source *source, struct jaunt_error *error)
 		return source_await_exposed(source, error);
 	}
 	source_end_exposing(source);
-	return tell_stale_ahead(source, error);
+	return source_tell_stale(source, error);
 }
 
 void source_unthrottle(struct source *source)

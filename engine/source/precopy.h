@@ -37,8 +37,6 @@ struct precopy {
  * to be complete before the VM runs there, and tells what is stale ahead of the pause. 0, or -errno
  * with `error`. */
 int source_precopy(struct source *source, struct jaunt_error *error);
-/* The vCPUs stand still, their state is saved: what is stale beyond what was told. */
-int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error);
 /* Makes every stream look around. Any thread, while they run. */
 void source_wake_streams(void *user);
 /* The guest is not held back any more; writes are still tracked. */

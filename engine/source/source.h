@@ -33,6 +33,13 @@ struct rejoin {
 	int push_told, push_again;
 };
 
+/* What rounds brought and the VM has written since; see stale.c. */
+struct stale {
+	uint64_t next_ns; /* when to look again, while the VM's state goes ahead */
+	uint64_t beside;  /* pages that were told meanwhile */
+	uint64_t last;    /* and that were left for the pause */
+};
+
 struct source {
 	struct jaunt_migration base; /* first */
 	const struct jaunt_vm_ops *ops;
@@ -47,7 +54,8 @@ struct source {
 	bool same_clock;
 	bool takes_set_push, takes_holes, takes_ahead; /* what the target said it can do */
 	_Atomic bool discarded_late; /* the VM gave back pages that the target may be READing */
-	bool paused;                 /* or its driver may have stopped it: it is to be resumed */
+	bool to_resume;    /* its driver was told to stop it, or may have: resume() takes it back */
+	bool stands_still; /* pause() has said so: no vCPU runs */
 	bool complete_first;         /* the VM is not to run there with pages missing */
 	bool resumed_there;          /* RESUMED was heard */
 	struct jaunt_description description;
@@ -55,6 +63,7 @@ struct source {
 	bool memory_open;
 	struct tracker *tracker; /* NULL: not opened */
 	struct precopy precopy;
+	struct stale stale;
 	struct holes holes;
 	bool holes_told; /* all of them, in the first round */
 	struct digester digester;
@@ -165,10 +174,23 @@ int64_t source_sampled(struct source *source);
 int source_track(struct source *source, enum tracker_kind kind, struct jaunt_error *error);
 /* Marks what was written since. */
 int source_collect(struct source *source, struct jaunt_error *error);
+/* The same while the VM runs, behind the last round: what is marked is told as stale. */
+int source_collect_stale(struct source *source, struct jaunt_error *error);
 /* Ends tracking, if there is any: the guest is as fast as before. Marks stay. */
 void source_untrack(struct source *source);
 void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
 		    uint64_t count, bool discarded);
+
+/* --- stale.c: what of the rounds' is not as it was sent. Called by the thread in run(), behind
+ * the last round; 0 or -errno with `error`
+ * ------------------------------------------------------------------------------------------ */
+
+/* While the VM runs: until few are left. */
+int source_tell_stale(struct source *source, struct jaunt_error *error);
+/* While its state goes ahead, if it is time to, and if looking does not pause the VM. */
+int source_tell_stale_beside(struct source *source, struct jaunt_error *error);
+/* The vCPUs stand still, their state is saved: what is stale beyond what was told. */
+int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error);
 
 /* --- announce.c: memory that the target may READ
  * ------------------------------------------------------ */

@@ -132,10 +132,13 @@ static int send_ahead(struct source *source, uint8_t *buffer, struct jaunt_error
 		}
 		all += bytes;
 		unanswered += bytes;
-		if (result == 0)
+		if (result == 0 && more)
+			result = source_tell_stale_beside(source, error);
+		if (result == 0 && more)
 			result = await_taken(source, &unanswered, error);
 	}
-	trace_event(source->base.lane, "state-ahead", "%zu bytes", all);
+	trace_event(source->base.lane, "state-ahead", "%zu bytes; %" PRIu64 " stale pages", all,
+		    source->stale.beside);
 	return result;
 }
 
@@ -145,13 +148,13 @@ static int save_ahead(struct source *source, struct jaunt_error *error)
 	if (!source->takes_ahead || !source->ops->save_begin)
 		return 0;
 	/* What is written meanwhile would have to be sent in a pause that the policy has reckoned
-	 * without it. */
+	 * without it. Where the rest comes later only that it is stale is to be told. */
 	if (source->complete_first && atomic_load(&source->shared.tracking))
 		return 0;
 	uint8_t *buffer = malloc(CONTROL_STATE_CHUNK);
 	if (!buffer)
 		return error_set(error, ENOMEM, "no-memory", "no memory for the VM's state");
-	source->paused = true; /* also if it fails half way */
+	source->to_resume = true; /* also if it fails half way */
 	int result = source->ops->save_begin(source->vm, error);
 	if (result < 0)
 		error_context(error, "begin to save the VM's state");
@@ -170,9 +173,10 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 	pthread_mutex_lock(&source->base.mutex);
 	eta_switch(&source->eta, source->pause_ns - source->base.started_ns);
 	pthread_mutex_unlock(&source->base.mutex);
-	source->paused = true; /* also if it fails half way */
+	source->to_resume = true; /* also if it fails half way */
 	if (source->ops->pause(source->vm, &source->last_instruction_ns, error) < 0)
 		return error_context(error, "pause the VM");
+	source->stands_still = true;
 	if (source->last_instruction_ns < source->pause_ns) /* it was stopped by its VMM before */
 		source->pause_ns = source->last_instruction_ns;
 	uint64_t before = clock_ns();
@@ -195,6 +199,9 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 		result = send_state(source, state, bytes, error);
 	}
 	free(state);
+	if (result == 0 && atomic_load(&source->shared.tracking))
+		trace_event(source->base.lane, "last-stale", "%" PRIu64 " pages",
+			    source->stale.last);
 	if (result == 0 && source->complete_first)
 		source_tell_holes(source);
 	return result;

@@ -51,7 +51,7 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 		return result;
 	result = tracker_start(source->tracker, error);
 	if (tracker_stands_still(source->tracker))
-		source->paused = true; /* as behind a collect */
+		source->to_resume = true; /* as behind a collect */
 	if (result < 0)
 		return result;
 	atomic_store(&source->shared.tracking, true);
@@ -62,10 +62,19 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 
 int source_collect(struct source *source, struct jaunt_error *error)
 {
-	int result = tracker_collect(source->tracker, !source->paused, error);
+	int result = tracker_collect(source->tracker, !source->stands_still, error);
 
 	if (tracker_stands_still(source->tracker))
-		source->paused = true; /* whoever ends the migration here tries again */
+		source->to_resume = true; /* whoever ends the migration here tries again */
+	return result;
+}
+
+int source_collect_stale(struct source *source, struct jaunt_error *error)
+{
+	int result = tracker_collect_stale(source->tracker, error);
+
+	if (tracker_stands_still(source->tracker))
+		source->to_resume = true;
 	return result;
 }
 

@@ -226,6 +226,19 @@ int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *e
 	return result < 0 ? error_context(error, "collect dirty pages") : 0;
 }
 
+int tracker_collect_stale(struct tracker *tracker, struct jaunt_error *error)
+{
+	if (!tracker->kind->collect_stale)
+		return tracker_collect(tracker, true, error);
+	int result = tracker->kind->collect_stale(tracker, error);
+	return result < 0 ? error_context(error, "collect dirty pages") : 0;
+}
+
+bool tracker_pauses(const struct tracker *tracker)
+{
+	return tracker->kind->pauses;
+}
+
 bool tracker_stands_still(const struct tracker *tracker)
 {
 	return tracker->stands_still;

@@ -52,6 +52,12 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error);
 /* Marks in `dirty` what was written since the start or the last collect. `running` is false only
  * while every vCPU stands still: then it may be faster, and the next collect may tell the same. */
 int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *error);
+/* The same of a running VM, when what it marks is told to the target as stale and sent by no round
+ * any more: whatever is written to such a page later, seen or not, need not be told again. So the
+ * VM is not paused for a device that writes late. */
+int tracker_collect_stale(struct tracker *tracker, struct jaunt_error *error);
+/* Whether even that has the driver pause the VM for a moment. */
+bool tracker_pauses(const struct tracker *tracker);
 /* A start or a collect failed and left the VM paused: it is to be resumed. */
 bool tracker_stands_still(const struct tracker *tracker);
 /* The guest is as fast as before: 0, also if it was not started. Else it may not be, -errno with

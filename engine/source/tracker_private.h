@@ -9,10 +9,13 @@
 
 struct tracker_ops {
 	enum tracker_kind kind;
+	bool pauses; /* every collect of a running VM pauses it */
 	/* Makes ready; -ENOTSUP where VM, driver or kernel cannot. */
 	int (*open)(struct tracker *tracker, struct jaunt_error *error);
 	int (*start)(struct tracker *tracker, struct jaunt_error *error);
 	int (*collect)(struct tracker *tracker, bool running, struct jaunt_error *error);
+	/* NULL: as collect() of a running VM. */
+	int (*collect_stale)(struct tracker *tracker, struct jaunt_error *error);
 	/* NULL, both: it cannot. */
 	int (*sample)(struct tracker *tracker, unsigned every);
 	int64_t (*sampled)(struct tracker *tracker);

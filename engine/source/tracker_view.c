@@ -118,7 +118,8 @@ static int collect_all(struct tracker *tracker, bool running, struct jaunt_error
 	return 0;
 }
 
-/* Paused for the look only: what is found is armed again. */
+/* What is found is armed again. A device that has looked up one of these pages may yet write to it
+ * unseen; of another page that it looks up from now on the next collect tells. */
 static int collect_and_arm(struct tracker *tracker, struct jaunt_error *error)
 {
 	return collect_all(tracker, true, error);
@@ -159,6 +160,7 @@ const struct tracker_ops tracker_write_protect = {.kind = TRACKER_WRITE_PROTECT,
 						  .open = write_protect_open,
 						  .start = write_protect_start,
 						  .collect = write_protect_collect,
+						  .collect_stale = collect_and_arm,
 						  .stop = write_protect_stop,
 						  .close = write_protect_close};
 
@@ -221,6 +223,7 @@ static void soft_dirty_close_it(struct tracker *tracker)
 }
 
 const struct tracker_ops tracker_soft_dirty = {.kind = TRACKER_SOFT_DIRTY,
+					       .pauses = true,
 					       .open = open_soft_dirty,
 					       .start = soft_dirty_start_all,
 					       .collect = soft_dirty_collect,

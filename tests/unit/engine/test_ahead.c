@@ -37,6 +37,12 @@ static _Atomic size_t taken;    /* checked, in all */
 static _Atomic bool stands;     /* the VM, at the source */
 static size_t taken_when_still; /* of it, when pause() was called */
 static bool began, right;
+/* Of a VM that writes page after page meanwhile. */
+static bool writes;
+static uint64_t written;    /* pages, since the start */
+static uint64_t collected;  /* of them */
+static unsigned looks;      /* collects while state went ahead that told of any */
+static uint64_t left_for_it; /* pages told by the one in the pause */
 
 /* What the state has at that place. */
 static uint8_t byte_at(size_t at)
@@ -99,6 +105,40 @@ static void tell(uint8_t *to, size_t count)
 	told += count;
 }
 
+enum { LOOKS = 5 };
+
+/* Writes some pages, and takes its time. */
+static void write_some(void)
+{
+	for (unsigned i = 0; i < 3; i++, written++)
+		memset((char *)source.region.view + written % PAGES * PAGE, (int)(written % 251),
+		       PAGE);
+	usleep(2000);
+}
+
+static int track_start(void *context, struct jaunt_error *error)
+{
+	(void)context, (void)error;
+	return 0;
+}
+
+static int track_collect(void *context, jaunt_dirty_run *emit, void *to, struct jaunt_error *error)
+{
+	(void)context, (void)error;
+	looks += began && !stands && collected < written;
+	if (stands)
+		left_for_it = written - collected;
+	for (; collected < written; collected++)
+		emit(to, 0, collected % PAGES, 1);
+	return 0;
+}
+
+static int track_stop(void *context, struct jaunt_error *error)
+{
+	(void)context, (void)error;
+	return 0;
+}
+
 static int save_ahead(void *context, void *buffer, size_t room, size_t *bytes,
 		      struct jaunt_error *error)
 {
@@ -109,6 +149,12 @@ static int save_ahead(void *context, void *buffer, size_t room, size_t *bytes,
 		return fail(error);
 	if (told)
 		maybe_cancel(AHEAD);
+	if (writes && looks < LOOKS) {
+		write_some();
+		return 1;
+	}
+	if (writes) /* between the last look and the pause */
+		write_some();
 	if (told == wanted)
 		return 0;
 	*bytes = wanted - told < room ? wanted - told : room;
@@ -198,6 +244,7 @@ static void destroy(void *context, void *vm)
  */
 
 static int arrived;
+static bool same; /* the memory of both, in the end */
 static struct jaunt_error arrived_with;
 
 static void *arrive(void *ignored)
@@ -234,6 +281,7 @@ static int move(size_t bytes_ahead, size_t bytes_rest, const char *mode, struct 
 		     error->text);
 	int outcome = jaunt_migration_run(departure, error);
 	pthread_join(thread, NULL);
+	same = memcmp(source.region.view, target.region.view, source.region.bytes) == 0;
 	jaunt_migration_close(departure);
 	jaunt_migration_close(arrival);
 	vm_close(&source);
@@ -284,6 +332,19 @@ Test(ahead, may_be_nothing)
 	check_arrived(0, 2 * CHUNK + 1, "post-copy");
 	cr_assert(began);
 	cr_assert_eq(ahead, 0);
+}
+
+Test(ahead, what_is_written_meanwhile_is_told_meanwhile)
+{
+	writes = true;
+	there.track_start = track_start;
+	there.track_collect = track_collect;
+	there.track_stop = track_stop;
+	check_arrived(3 * CHUNK, 100, "hybrid");
+	cr_assert(same, "the target has other bytes than the source");
+	cr_assert_geq(looks, LOOKS);
+	cr_assert_gt(left_for_it, 0, "what was written last is told in the pause");
+	cr_assert_lt(left_for_it, written, "all of it was");
 }
 
 Test(ahead, is_kept_for_a_driver_that_loads_all_at_once)
