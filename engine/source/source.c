@@ -112,8 +112,7 @@ static int run_here(struct source *source, struct jaunt_error *error)
 	source_unthrottle(source);
 	atomic_store(&source->shared.session.epoch, 0); /* nobody READs: it may give pages back */
 	bool stuck =
-		source->to_resume &&
-		source->ops->resume(source->vm, &first_entry_ns, &failed) < 0;
+		source->to_resume && source->ops->resume(source->vm, &first_entry_ns, &failed) < 0;
 	if (process_check(&source->process, stuck ? DEATH_MS : 0, error) < 0)
 		return 1;
 	if (stuck) {

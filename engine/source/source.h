@@ -56,8 +56,8 @@ struct source {
 	_Atomic bool discarded_late; /* the VM gave back pages that the target may be READing */
 	bool to_resume;    /* its driver was told to stop it, or may have: resume() takes it back */
 	bool stands_still; /* pause() has said so: no vCPU runs */
-	bool complete_first;         /* the VM is not to run there with pages missing */
-	bool resumed_there;          /* RESUMED was heard */
+	bool complete_first; /* the VM is not to run there with pages missing */
+	bool resumed_there;  /* RESUMED was heard */
 	struct jaunt_description description;
 	struct source_shared shared;
 	bool memory_open;

@@ -39,9 +39,9 @@ static size_t taken_when_still; /* of it, when pause() was called */
 static bool began, right;
 /* Of a VM that writes page after page meanwhile. */
 static bool writes;
-static uint64_t written;    /* pages, since the start */
-static uint64_t collected;  /* of them */
-static unsigned looks;      /* collects while state went ahead that told of any */
+static uint64_t written;     /* pages, since the start */
+static uint64_t collected;   /* of them */
+static unsigned looks;       /* collects while state went ahead that told of any */
 static uint64_t left_for_it; /* pages told by the one in the pause */
 
 /* What the state has at that place. */
