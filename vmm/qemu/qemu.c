@@ -23,6 +23,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -62,6 +63,20 @@ static int hear(struct qemu *vm, const char *name, uint64_t *when_ns, struct jau
 {
 	json_t *event;
 	int result = qmp_wait(vm->qmp, name, EVENT_MS, &event, error);
+
+	if (result)
+		return result;
+	*when_ns = time_of(event);
+	json_decref(event);
+	return 0;
+}
+
+/* When it stopped last. Others may have stopped and continued it before, while it was QEMU that was
+ * to stop it: that is over. */
+static int hear_stop(struct qemu *vm, uint64_t *when_ns, struct jaunt_error *error)
+{
+	json_t *event;
+	int result = qmp_wait_last(vm->qmp, "STOP", "RESUME", EVENT_MS, &event, error);
 
 	if (result)
 		return result;
@@ -190,7 +205,7 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 	int result = vm->under_way ? await_stop(vm, error) : stop(vm, error);
 	if (result)
 		return result;
-	if (hear(vm, "STOP", last_instruction_ns, error)) {
+	if (hear_stop(vm, last_instruction_ns, error)) {
 		/* None is told of a guest that had stopped before. */
 		result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
 		return result ? result : had_stopped(vm, status, error);
@@ -202,10 +217,20 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 static int save(void *context, void **state, size_t *bytes, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
+	bool by_qemu = !vm->stopped;
+	char before[RUNSTATE_MAX];
 	/* What QEMU has stopped is ours to continue once all of its state is written. */
-	int result = vm->stopped ? 0 : qemu_note(vm, true, false, "", error);
+	int result = by_qemu ? qemu_note(vm, true, false, "", error) : 0;
 
-	return result ? result : stream_save(vm, state, bytes, error);
+	if (result == 0)
+		result = stream_save(vm, state, bytes, error);
+	/* Unless it stood still by then: QEMU tells no second STOP, but the state says so. */
+	if (result || !by_qemu || !runstate_saved(*state, *bytes, before) ||
+	    strcmp(before, "running") == 0)
+		return result;
+	free(*state);
+	*state = NULL;
+	return had_stopped(vm, before, error);
 }
 
 static int load_ahead(void *context, const void *state, size_t bytes, struct jaunt_error *error)

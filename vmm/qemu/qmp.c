@@ -383,23 +383,25 @@ int qmp_pass(struct qmp *qmp, const char *name, int fd, unsigned timeout_ms,
 	return status;
 }
 
-int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,
-	     struct jaunt_error *error)
+/* The first or the last event of that name that is kept; -1: there is none. */
+static ssize_t find(const struct qmp *qmp, const char *name, bool last)
+{
+	ssize_t found = -1;
+
+	for (size_t i = 0; i < json_array_size(qmp->events) && (last || found < 0); i++)
+		if (is_named(json_array_get(qmp->events, i), name))
+			found = (ssize_t)i;
+	return found;
+}
+
+/* Until one of that name is kept. */
+static int await_event(struct qmp *qmp, const char *name, unsigned timeout_ms,
+		       struct jaunt_error *error)
 {
 	uint64_t deadline_ns = deadline_in(timeout_ms);
 	int status = catch_up(qmp, error);
 
-	for (size_t seen = 0;;) {
-		for (; seen < json_array_size(qmp->events); seen++) {
-			json_t *one = json_array_get(qmp->events, seen);
-			if (!is_named(one, name))
-				continue;
-			if (event)
-				*event = json_incref(one);
-			json_array_remove(qmp->events, seen);
-			error_clear(error);
-			return 0;
-		}
+	for (bool kept = find(qmp, name, false) >= 0; !kept;) {
 		json_t *message = NULL;
 		if (status == 0)
 			status = next(qmp, &message, deadline_ns, error);
@@ -408,13 +410,48 @@ int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **ev
 			return status;
 		}
 		if (is_event(message)) {
+			kept = is_named(message, name);
 			keep_event(qmp, message);
-			/* Full: the list moves up under us, and the new one is its last. */
-			seen = json_array_size(qmp->events) - 1;
-			continue;
+		} else {
+			json_decref(message);
 		}
-		json_decref(message);
 	}
+	error_clear(error);
+	return 0;
+}
+
+static void take_event(struct qmp *qmp, size_t which, json_t **event)
+{
+	if (event)
+		*event = json_incref(json_array_get(qmp->events, which));
+	json_array_remove(qmp->events, which);
+}
+
+int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,
+	     struct jaunt_error *error)
+{
+	int status = await_event(qmp, name, timeout_ms, error);
+
+	if (status == 0)
+		take_event(qmp, (size_t)find(qmp, name, false), event);
+	return status;
+}
+
+int qmp_wait_last(struct qmp *qmp, const char *name, const char *undone, unsigned timeout_ms,
+		  json_t **event, struct jaunt_error *error)
+{
+	int status = await_event(qmp, name, timeout_ms, error);
+
+	if (status)
+		return status;
+	size_t last = (size_t)find(qmp, name, true);
+	take_event(qmp, last, event);
+	while (last-- > 0) {
+		json_t *one = json_array_get(qmp->events, last);
+		if (is_named(one, name) || is_named(one, undone))
+			json_array_remove(qmp->events, last);
+	}
+	return 0;
 }
 
 void qmp_forget(struct qmp *qmp, const char *name)

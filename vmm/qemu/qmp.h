@@ -60,6 +60,10 @@ int qmp_execute_each(struct qmp *qmp, const char *command, json_t **arguments, s
  * "data" and "timestamp", goes to *event unless that is NULL. */
 int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,
 	     struct jaunt_error *error);
+/* The same of the last event of that name that QEMU has told. All of that name before it are
+ * forgotten, and all called `undone`: what they told of it has undone. */
+int qmp_wait_last(struct qmp *qmp, const char *name, const char *undone, unsigned timeout_ms,
+		  json_t **event, struct jaunt_error *error);
 /* Forgets the events of that name that QEMU has told so far: of interest is what follows. */
 void qmp_forget(struct qmp *qmp, const char *name);
 

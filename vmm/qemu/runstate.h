@@ -11,4 +11,8 @@
 int runstate_ask(struct qmp *qmp, unsigned timeout_ms, char word[RUNSTATE_MAX],
 		 struct jaunt_error *error);
 
+/* What the guest did when its state began to be saved behind its last memory, as the state says.
+ * False: it does not say. */
+bool runstate_saved(const void *state, size_t bytes, char word[RUNSTATE_MAX]);
+
 #endif

@@ -11,6 +11,7 @@ from migrating import CANCELLED, DONE, FAILED
 
 MIB = 1 << 20
 FILL_S = 2
+BRIEF = ":delay_us=1000000"
 LONG = ":delay_us=3200000"  # longer than the guest is left running for it
 
 
@@ -102,6 +103,38 @@ class Ahead(Ending, lab.Case):
 
     def test_what_takes_too_long_is_saved_when_the_guest_stands_still(self):
         self.migrate("post-copy", environment={"JAUNT_INJECT": "source.side.hold.ahead" + LONG})
+
+    def begin_briefly(self):
+        """Held for a moment, then it goes on; its operator has that long."""
+        guest = self.guest()
+        parts = guest.begin("--mode", "post-copy", environment={"JAUNT_INJECT": self.point + BRIEF})
+        self.await_it(guest, *parts)
+        return guest, *parts
+
+    def test_stopped_and_continued_by_another(self):
+        guest, target, receive, migrate = self.begin_briefly()
+        began = time.time()
+        guest.here.monitor.ask("stop")
+        time.sleep(0.1)
+        guest.here.monitor.ask("cont")
+        reports = guest.finish(target, receive, migrate)
+        # Its downtime is not from that stop on.
+        self.assertLess(reports[0]["downtime_us"] / 1e6, time.time() - began - 0.1)
+        guest.until_beats()
+        guest.check()
+
+    def test_stopped_by_another(self):
+        guest, target, receive, migrate = self.begin_briefly()
+        guest.here.monitor.ask("stop")
+        report = self.ends(migrate, FAILED)
+        self.assertEqual((report["vm_is_at"], report["reason"]), ("source", "qemu-state"))
+        self.ends(receive, FAILED)
+        self.assertIn(guest.here.status(), ("paused", "postmigrate"))
+        # Nor by the next command.
+        guest.site.run("status", guest.here.vm)
+        self.assertIn(guest.here.status(), ("paused", "postmigrate"))
+        guest.here.monitor.ask("cont")
+        self.goes_on(guest, target)
 
     def test_cancelled_at_the_target(self):
         guest, target, receive, migrate = self.begin()

@@ -120,6 +120,33 @@ Test(qmp, negotiates_and_knows_whom_it_speaks_to)
 	qmp_close(qmp);
 }
 
+Test(qmp, takes_the_last_of_its_name_and_forgets_what_led_to_it)
+{
+	begin((const char *const[]){GREETING, AGREED,
+				    "{\"event\": \"STOP\", \"data\": 1}\n"
+				    "{\"event\": \"RESUME\", \"data\": 2}\n"
+				    "{\"event\": \"OTHER\"}\n"
+				    "{\"event\": \"STOP\", \"data\": 3}\n"
+				    "{\"event\": \"RESUME\", \"data\": 4}\n"
+				    "{\"return\": {}, \"id\": 2}\n",
+				    NULL},
+	      HANG);
+	struct qmp *qmp = open_it();
+	json_t *event = NULL;
+	cr_assert_eq(qmp_execute(qmp, "stop", NULL, PATIENT, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait_last(qmp, "STOP", "RESUME", PATIENT, &event, NULL), 0);
+	cr_assert_eq(json_integer_value(json_object_get(event, "data")), 3);
+	json_decref(event);
+	/* One that came later is of something else. */
+	cr_assert_eq(qmp_wait(qmp, "RESUME", 0, &event, NULL), 0);
+	cr_assert_eq(json_integer_value(json_object_get(event, "data")), 4);
+	json_decref(event);
+	cr_assert_eq(qmp_wait(qmp, "RESUME", 0, NULL, NULL), -ETIMEDOUT);
+	cr_assert_eq(qmp_wait(qmp, "OTHER", 0, NULL, NULL), 0);
+	cr_assert_eq(qmp_wait_last(qmp, "STOP", "RESUME", HASTY, NULL, NULL), -ETIMEDOUT);
+	qmp_close(qmp);
+}
+
 Test(qmp, returns_what_a_command_returned)
 {
 	begin((const char *const[]){GREETING, AGREED,
