@@ -172,8 +172,9 @@ struct jaunt_vm_ops {
 	 * resume(), which takes it back. From then on the driver may stop the VM itself. */
 	int (*save_begin)(void *vm, struct jaunt_error *error);
 	/* Bytes of the state, *bytes of them, at most `room`; none if none come within a moment.
-	 * 1: there may be more. 0: it is time for pause(). What of the state has not been told by
-	 * then save() gives. None of these bytes needs guest memory to be loaded. */
+	 * 1: there may be more; 2: the same, and the VM stands still by now, so nobody is to be
+	 * waited for. 0: it is time for pause(). What of the state has not been told by then
+	 * save() gives. None of these bytes needs guest memory to be loaded. */
 	int (*save_ahead)(void *vm, void *buffer, size_t room, size_t *bytes,
 			  struct jaunt_error *error);
 	/* Optional, target: loads the next bytes of what save_ahead() gave; the VM runs at the

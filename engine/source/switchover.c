@@ -132,9 +132,9 @@ static int send_ahead(struct source *source, uint8_t *buffer, struct jaunt_error
 		}
 		all += bytes;
 		unanswered += bytes;
-		if (result == 0 && more)
+		if (result == 0 && more == 1)
 			result = source_tell_stale_beside(source, error);
-		if (result == 0 && more)
+		if (result == 0 && more == 1)
 			result = await_taken(source, &unanswered, error);
 	}
 	trace_event(source->base.lane, "state-ahead", "%zu bytes; %" PRIu64 " stale pages", all,

@@ -256,7 +256,7 @@ int stream_ahead(struct qemu *vm, void *buffer, size_t room, size_t *bytes,
 		if (held && result == -EAGAIN)
 			return 0;
 		if (*bytes || last)
-			return 1;
+			return held ? 2 : 1;
 		await_either(vm, MOMENT_MS);
 		last = true;
 	}

@@ -24,8 +24,9 @@ void stream_withdraw(struct qemu *vm);
 /* Has QEMU begin to write its state while the guest runs: memory of its own that is not guest RAM.
  * When it has written that it stops the guest by itself. */
 int stream_begin(struct qemu *vm, struct jaunt_error *error);
-/* What it has written, as jaunt_vm_ops.save_ahead() says. 0, too, when the guest is to be stopped
- * although QEMU has not done so, since it writes that memory as fast as QEMU does. */
+/* What it has written, as jaunt_vm_ops.save_ahead() says; 2 when QEMU has stopped the guest. 0,
+ * too, when the guest is to be stopped although QEMU has not done so, since it writes that memory
+ * as fast as QEMU does. */
 int stream_ahead(struct qemu *vm, void *buffer, size_t room, size_t *bytes,
 		 struct jaunt_error *error);
 /* By its own words it has stopped the guest, and waits to write the rest. */

@@ -2,6 +2,7 @@
 /* The device state, with a thread in place of QEMU that writes and reads what it is told to. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -303,6 +304,8 @@ static void check_bytes(const char *some, size_t from, size_t count)
 			cr_assert_fail("byte %zu", from + i);
 }
 
+static bool stood_still; /* before all of it was told */
+
 /* What it tells until it says that the guest is to be stopped. */
 static size_t take_ahead(void)
 {
@@ -311,8 +314,11 @@ static size_t take_ahead(void)
 	int more = 1;
 
 	while (more) {
+		bool held = more == 2;
 		more = stream_ahead(&vm, buffer, sizeof(buffer), &bytes, &error);
 		cr_assert_geq(more, 0, "%s", error.text);
+		cr_assert_not(held && more == 1, "what stands still does not run again");
+		stood_still |= more == 2;
 		check_bytes(buffer, all, bytes);
 		all += bytes;
 	}
@@ -345,6 +351,18 @@ Test(stream, ahead_ends_where_qemu_waits_and_the_rest_follows)
 	size_t all = take_ahead();
 	cr_assert_eq(all, qemu.ahead);
 	cr_assert(vm.held);
+	check_rest(all);
+}
+
+Test(stream, ahead_says_when_the_guest_stands_still_before_all_is_told)
+{
+	begin(500000, MIB);
+	/* What was written is less than the channel holds, so QEMU says so by itself. */
+	struct pollfd said = {.fd = qmp_fd(vm.qmp), .events = POLLIN};
+	poll(&said, 1, 1000);
+	size_t all = take_ahead();
+	cr_assert_eq(all, qemu.ahead);
+	cr_assert(stood_still);
 	check_rest(all);
 }
 
