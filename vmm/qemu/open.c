@@ -266,6 +266,8 @@ static int open_one(struct qemu **out, const struct qemu_place *place, enum purp
 	vm->attach.fd = vm->pidfd = vm->stream_fd = -1;
 	int result = vm->taken_up ? take_again(vm, error) : take_hold(vm, error);
 	if (result) {
+		if (vm->taken_up) /* nothing of it has been changed by us */
+			settings_forget(&vm->settings);
 		qemu_close(vm);
 		return error_context(error, "qemu:%s", place->monitor);
 	}
@@ -458,10 +460,14 @@ static int take_up(void *context, void **out, enum jaunt_runs *runs, struct jaun
 	return 0;
 }
 
+/* It stays as it was found: a process that lives may have it. */
 static void let_go(void *context, void *found)
 {
+	struct qemu *vm = found;
+
 	(void)context;
-	qemu_close(found);
+	settings_forget(&vm->settings);
+	qemu_close(vm);
 }
 
 const struct jaunt_vm_factory qemu_factory = {

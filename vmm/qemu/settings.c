@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -149,6 +150,40 @@ void settings_forget(struct settings *settings)
 	json_decref(settings->capabilities);
 	json_decref(settings->parameters);
 	*settings = (struct settings){0};
+}
+
+bool settings_write(const struct settings *settings, char *text, size_t room)
+{
+	json_t *changed = changes_of(settings->capabilities, settings->ahead, true);
+	json_t *whole = json_pack("{s:b, s:o, s:O}", "ahead", settings->ahead, "capabilities",
+				  changed, "parameters", settings->parameters);
+	char *all = whole ? json_dumps(whole, JSON_COMPACT) : NULL;
+	bool fits = all && strlen(all) < room;
+
+	if (fits)
+		memcpy(text, all, strlen(all) + 1);
+	free(all);
+	json_decref(whole);
+	return fits;
+}
+
+bool settings_read(struct settings *settings, const char *text)
+{
+	json_error_t ignored;
+	json_t *whole = json_loads(text, 0, &ignored), *capabilities, *parameters;
+	int ahead;
+	bool sound = whole &&
+		     json_unpack(whole, "{s:b, s:o, s:o}", "ahead", &ahead, "capabilities",
+				 &capabilities, "parameters", &parameters) == 0 &&
+		     json_is_array(capabilities) && json_is_object(parameters);
+
+	settings_forget(settings);
+	if (sound)
+		*settings = (struct settings){.ahead = ahead,
+					      .capabilities = json_incref(capabilities),
+					      .parameters = json_incref(parameters)};
+	json_decref(whole);
+	return sound;
 }
 
 void settings_clear(struct qmp *qmp)

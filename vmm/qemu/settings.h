@@ -25,6 +25,10 @@ int settings_make(struct settings *settings, struct qmp *qmp, bool ahead,
 /* As they were before; errors do not matter to anybody. */
 void settings_restore(struct settings *settings, struct qmp *qmp);
 void settings_forget(struct settings *settings);
+/* For another process that is to put them back: a text, and them from it. False: no room; it is no
+ * such text. */
+bool settings_write(const struct settings *settings, char *text, size_t room);
+bool settings_read(struct settings *settings, const char *text);
 /* What a process that died has left, as far as the next migration of QEMU's own would stumble over
  * it; how it was before nobody knows. */
 void settings_clear(struct qmp *qmp);

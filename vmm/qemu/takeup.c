@@ -2,8 +2,8 @@
 /*
  * What lies with the agent for whoever goes on after the death of Jaunt's process at the target:
  * the engine's ledger, and what would otherwise be asked of QEMU, which answers nothing while its
- * monitor's thread waits for a page of the guest's that is missing. That is a note of its memory,
- * and the files.
+ * monitor's thread waits for a page of the guest's that is missing. That is a note of its memory
+ * and of its settings as they were before, and the files.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,8 +14,9 @@
 #include "base/error.h"
 #include "vmm/qemu/vm.h"
 
-#define NOTE_VERSION 1u
-#define FILES_MAX    (AGENT_SLOTS - AGENT_FILE_SLOT)
+#define NOTE_VERSION   2u
+#define FILES_MAX      (AGENT_SLOTS - AGENT_FILE_SLOT)
+#define SETTINGS_BYTES 4096
 
 struct note {
 	uint32_t magic, version;
@@ -26,6 +27,8 @@ struct note {
 	} regions[FILES_MAX];
 	char name[64];
 	uint32_t vcpus;
+	char settings[SETTINGS_BYTES]; /* of QEMU's migration, as they were before; "" if too long
+					*/
 };
 
 void qemu_keep_nothing(struct attach *attach)
@@ -45,6 +48,8 @@ static int keep_note(struct qemu *vm, struct jaunt_error *error)
 			    .vcpus = vm->facts.vcpus};
 
 	memcpy(note.name, vm->facts.name, sizeof(note.name));
+	if (!settings_write(&vm->settings, note.settings, sizeof(note.settings)))
+		note.settings[0] = '\0';
 	for (size_t i = 0; i < vm->regions.count; i++) {
 		const struct regions_one *one = &vm->regions.all[i];
 		memcpy(note.regions[i].id, one->id, sizeof(note.regions[i].id));
@@ -134,6 +139,8 @@ int qemu_remember(struct qemu *vm, struct jaunt_error *error)
 	memcpy(vm->facts.name, note.name, sizeof(vm->facts.name));
 	vm->facts.name[sizeof(vm->facts.name) - 1] = '\0';
 	vm->facts.vcpus = note.vcpus;
+	note.settings[sizeof(note.settings) - 1] = '\0';
+	settings_read(&vm->settings, note.settings);
 	for (size_t i = 0; i < note.count; i++) {
 		struct regions_one *one = &vm->regions.all[i];
 		*one = (struct regions_one){.bytes = note.regions[i].bytes,
