@@ -147,6 +147,7 @@ static void tell_phase(struct host *host, const struct jaunt_status *status)
 {
 	const char *name = host_name(host);
 	bool outgoing = job_outgoing(host->job);
+	char missing[48] = "";
 
 	host->shown = status->phase;
 	switch (status->phase) {
@@ -167,8 +168,11 @@ static void tell_phase(struct host *host, const struct jaunt_status *status)
 		break;
 	case JAUNT_PHASE_BLOCKED:
 	case JAUNT_PHASE_IN_DOUBT:
-		host_say(host, "%s: %s, %" PRIu64 " pages missing: %s%s%s", name,
-			 progress_phase_words(status->phase), status->pages.missing,
+		if (status->pages.missing)
+			snprintf(missing, sizeof(missing), ", %" PRIu64 " pages missing",
+				 status->pages.missing);
+		host_say(host, "%s: %s%s: %s%s%s", name, progress_phase_words(status->phase),
+			 missing,
 			 status->reason[0] ? status->reason : "no word from the other side",
 			 status->error[0] ? ": " : "", status->error);
 		break;

@@ -275,6 +275,18 @@ static int listen_again(struct target *target, struct jaunt_error *error)
 	}
 }
 
+static void say_in_doubt(struct target *target)
+{
+	struct jaunt_error why = {0};
+
+	error_set(&why, ECONNRESET, "in-doubt",
+		  "it is not known yet whether the VM may run here: the process that received it "
+		  "died before it ran, and the source has not come back since. The VM may run "
+		  "there: fence the source before running the VM here");
+	migration_reason(&target->base, &why);
+	migration_place(&target->base, JAUNT_AT_UNKNOWN);
+}
+
 static int take_up(struct target *target, enum jaunt_runs runs, struct jaunt_error *error)
 {
 	int result;
@@ -290,6 +302,8 @@ static int take_up(struct target *target, enum jaunt_runs runs, struct jaunt_err
 	target->link.closed = true; /* there has been none */
 	target->base.moving_ns = clock_ns();
 	target->base.status.phase = target->ran ? JAUNT_PHASE_POSTCOPY : JAUNT_PHASE_IN_DOUBT;
+	if (!target->ran)
+		say_in_doubt(target);
 	return 0;
 }
 

@@ -90,6 +90,24 @@ Test(ledger, what_was_written_is_found_again)
 	ledger_close(&ledger);
 }
 
+/* The last wish for push, as both sides' commands change it. */
+Test(ledger, push_is_as_it_was_wished_last)
+{
+	struct target target = {.ledger = LEDGER_NONE};
+
+	target_note_push(&target); /* of a VM that has none, nothing is noted */
+	create();
+	target.ledger = ledger;
+	for (unsigned push = 0; push < 3; push++) {
+		atomic_store(&target.shared.push, push % 2);
+		target_note_push(&target);
+		find_again();
+		target.ledger = ledger;
+		cr_assert_eq(atomic_load(&ledger.header->push), push % 2);
+	}
+	ledger_close(&ledger);
+}
+
 Test(ledger, one_at_a_time_has_it)
 {
 	create();

@@ -179,6 +179,10 @@ class Resume(lab.Case):
         other = self.monopolise(target)
         resume = self.resume(guest, target)
         recovery.until_phase(guest.site, target.vm, "in-doubt")
+        code, answer = guest.site.run("status", target.vm, "--json")
+        migration = answer.json()["vms"][0]["migration"]
+        self.assertEqual(migration["reason"], "in-doubt", answer.transcript())
+        self.assertIn("not known yet", migration["error"])
         self.assertEqual(target.status(), "paused")
         other.close()
         migrate.signal(signal.SIGCONT)
