@@ -55,7 +55,8 @@ int qemu_keep(void *context, int fd, struct jaunt_error *error);
 int qemu_kept(void *context, struct jaunt_error *error);
 /* What is kept so is of no use any more. */
 void qemu_keep_nothing(struct attach *attach);
-/* What this was when qemu_keep() was called: regions, facts, and settings of before. "nothing-to-resume": it was not. */
+/* What this was when qemu_keep() was called: regions, facts, and settings of before.
+ * "nothing-to-resume": it was not. */
 int qemu_remember(struct qemu *vm, struct jaunt_error *error);
 
 bool qemu_is_gone(const struct qemu *vm, int patience_ms);
