@@ -36,7 +36,7 @@ json_t *ask_list(struct ask *asking, const char *path)
 }
 
 void ask_each(struct ask *asking, const char *path,
-	      bool (*wanted)(const char *name, const char *type),
+	      bool (*wanted)(void *context, const char *name, const char *type),
 	      void (*take)(void *context, const char *name, const json_t *value), void *context)
 {
 	json_t *list = ask_list(asking, path), *one;
@@ -47,7 +47,8 @@ void ask_each(struct ask *asking, const char *path,
 
 	json_array_foreach (list, i, one) {
 		const char *name = ask_text(one, "name");
-		if (!names || !arguments || !values || !wanted(name, ask_text(one, "type")))
+		if (!names || !arguments || !values ||
+		    !wanted(context, name, ask_text(one, "type")))
 			continue;
 		names[count] = name;
 		arguments[count++] = json_pack("{s:s, s:s}", "path", path, "property", name);

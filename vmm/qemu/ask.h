@@ -24,8 +24,9 @@ json_t *ask(struct ask *ask, const char *command, json_t *arguments);
 json_t *ask_property(struct ask *ask, const char *path, const char *name);
 json_t *ask_list(struct ask *ask, const char *path);
 /* Calls `take` with each property of an object whose name and type `wanted` wants, and that QEMU
- * tells. */
-void ask_each(struct ask *ask, const char *path, bool (*wanted)(const char *name, const char *type),
+ * tells. QEMU reads what it is asked byte by byte, some microseconds each: ask for little. */
+void ask_each(struct ask *ask, const char *path,
+	      bool (*wanted)(void *context, const char *name, const char *type),
 	      void (*take)(void *context, const char *name, const json_t *value), void *context);
 /* The text of a member; "" where there is none. */
 const char *ask_text(const json_t *object, const char *member);

@@ -10,13 +10,14 @@
 
 #include "base/error.h"
 #include "vmm/qemu/ask.h"
+#include "vmm/qemu/cpuid.h"
 #include "vmm/qemu/devices.h"
 #include "vmm/qemu/disks.h"
 #include "vmm/qemu/refuse.h"
 #include "vmm/qemu/storage.h"
 
 /* Grows with what is told, and how: two sides of other numbers cannot be compared. */
-#define FACTS_VERSION "1"
+#define FACTS_VERSION "2"
 
 /* --- QEMU, and where it runs --------------------------------------------------------------------
  */
@@ -76,8 +77,10 @@ static void tell_members(struct ask *asking, const char *key, const char *name,
 	}
 }
 
-static bool is_of_machine(const char *name, const char *type)
+static bool is_of_machine(void *context, const char *name, const char *type)
 {
+	(void)context;
+	(void)name;
 	return devices_is_plain(type) || strstr(type, "Configuration");
 }
 
@@ -98,8 +101,8 @@ static void take_of_machine(void *context, const char *name, const json_t *value
 /* --- Processors ---------------------------------------------------------------------------------
  */
 
-/* What belongs to the model, and neither to one processor nor to nobody. */
-static bool is_of_model(const char *name, const char *type)
+/* What belongs to one processor, or to nobody. */
+static bool is_of_its_place(const char *name)
 {
 	static const char *const names[] = {"type",
 					    "realized",
@@ -120,39 +123,69 @@ static bool is_of_model(const char *name, const char *type)
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(name, names[i]) == 0)
-			return false;
-	return devices_is_plain(type);
+			return true;
+	return false;
 }
 
 struct model {
 	struct facts *facts;
+	const json_t *words; /* of CPUID; NULL: not an x86 */
 	char flags[FACTS_VALUE_MAX - 1];
 	size_t used;
+	bool vmx, kvm;
 };
+
+/* Each question takes time, and there are hundreds of flags. Not asked for is what the words of
+ * CPUID say already; details of nested virtualisation where the guest has none; and what QEMU
+ * pretends to be Hyper-V with under another accelerator than KVM. */
+static bool is_of_model(void *context, const char *name, const char *type)
+{
+	const struct model *model = context;
+	bool is_idle = model->words && ((!model->vmx && strncmp(name, "vmx-", 4) == 0) ||
+					(!model->kvm && strncmp(name, "hv-", 3) == 0));
+
+	return devices_is_plain(type) && !is_of_its_place(name) && !is_idle &&
+	       !(strcmp(type, "bool") == 0 && cpuid_says(model->words, name));
+}
+
+static void add_flag(void *context, const char *name)
+{
+	struct model *model = context;
+	size_t left = sizeof(model->flags) - model->used;
+
+	model->vmx |= strcmp(name, "vmx") == 0;
+	if (strlen(name) + 2 < left)
+		model->used += (size_t)snprintf(model->flags + model->used, left, "%s%s",
+						model->used ? " " : "", name);
+	else
+		model->facts->lost = true;
+}
 
 /* A word for each flag that is on, and the rest as it is. */
 static void take_of_model(void *context, const char *name, const json_t *value)
 {
 	struct model *model = context;
-	size_t left = sizeof(model->flags) - model->used;
 	char text[512];
 
-	if (json_is_true(value) && strlen(name) + 2 < left)
-		model->used += (size_t)snprintf(model->flags + model->used, left, "%s%s",
-						model->used ? " " : "", name);
+	if (json_is_true(value))
+		add_flag(model, name);
 	else if (!json_is_boolean(value) && ask_scalar(value, text, sizeof(text)))
 		facts_add(model->facts, "cpu", "%s=%s", name, text);
-	else if (json_is_true(value))
-		model->facts->lost = true;
 }
 
 /* The model as the first processor has it. */
 static void tell_model(struct ask *asking, const char *path)
 {
-	struct model model = {.facts = asking->facts};
+	const char *accelerator = facts_find(asking->facts, "accelerator");
+	struct model model = {.facts = asking->facts,
+			      .kvm = accelerator && strcmp(accelerator, "kvm") == 0};
+	json_t *words = ask_property(asking, path, "feature-words");
 
+	model.words = words;
+	cpuid_each(words, add_flag, &model);
 	ask_each(asking, path, is_of_model, take_of_model, &model);
 	facts_add(asking->facts, "cpu flags", "%s", model.flags);
+	json_decref(words);
 }
 
 static void tell_cpus(struct ask *asking)

@@ -173,8 +173,9 @@ struct device {
 	char key[FACTS_KEY_MAX];
 };
 
-static bool is_of_device(const char *name, const char *type)
+static bool is_of_device(void *context, const char *name, const char *type)
 {
+	(void)context;
 	return devices_is_plain(type) && !is_of_its_life(name);
 }
 
