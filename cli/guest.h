@@ -41,8 +41,11 @@ struct guest_account {
 struct guest_kind {
 	const struct jaunt_vm_ops *ops;
 	const struct jaunt_vm_factory *factory; /* its context: a struct guest_host */
-	void (*let_go)(void *vm);               /* of no more use here: ends it, or leaves it */
-	void (*has_left)(void *vm);             /* the same, of one that runs elsewhere now */
+	/* It runs elsewhere for good, and has_left() follows: what takes time of its end may begin.
+	 * NULL: nothing does. */
+	void (*leaves)(void *vm);
+	void (*let_go)(void *vm);   /* of no more use here: ends it, or leaves it */
+	void (*has_left)(void *vm); /* the same, of one that runs elsewhere now */
 	/* The guest has a process of its own, and is there without its owner: that one is needed
 	 * only while it moves. The functions below are for guests that have none. */
 	bool separate;

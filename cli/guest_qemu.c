@@ -107,6 +107,11 @@ static void let_go(void *vm)
 	qemu_close(vm);
 }
 
+static void leaves(void *vm)
+{
+	qemu_dismiss(vm);
+}
+
 static void has_left(void *vm)
 {
 	qemu_finish(vm);
@@ -175,6 +180,7 @@ static const struct jaunt_vm_factory factory = {
 const struct guest_kind guest_qemu_kind = {
 	.ops = &qemu_ops,
 	.factory = &factory,
+	.leaves = leaves,
 	.let_go = let_go,
 	.has_left = has_left,
 	.separate = true,

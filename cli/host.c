@@ -277,6 +277,8 @@ static void job_ended(struct host *host, enum jaunt_outcome outcome)
 	if (!job_outgoing(job) && outcome == JAUNT_INCOMPLETE && !host->kind->separate)
 		let_go(host, false);
 	bool left = job_outgoing(job) && outcome == JAUNT_DONE && !host->vm_here;
+	if (left && host->kind->leaves && host->vm)
+		host->kind->leaves(host->vm);
 	/* Whoever hears of the end may ask for the next migration: close this one first. */
 	if (!job_outgoing(job) && host->vm_here && !host->kind->separate)
 		host->arrival = job; /* it knows which pages were demanded */

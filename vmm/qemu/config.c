@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,20 +133,58 @@ struct model {
 	const json_t *words; /* of CPUID; NULL: not an x86 */
 	char flags[FACTS_VALUE_MAX - 1];
 	size_t used;
-	bool vmx, kvm;
+	bool kvm;
 };
 
+static bool has_flag(const struct model *model, const char *flag)
+{
+	size_t length = strlen(flag);
+
+	for (const char *at = model->flags; (at = strstr(at, flag)); at += length)
+		if ((at == model->flags || at[-1] == ' ') && (!at[length] || at[length] == ' '))
+			return true;
+	return false;
+}
+
+/* Flags in registers that the guest has only if another flag says so. */
+static bool is_hidden(const struct model *model, const char *name)
+{
+	static const struct {
+		const char *pattern, *flag;
+	} details[] = {{"vmx-*", "vmx"},
+		       {"rdctl-no", "arch-capabilities"},
+		       {"ibrs-all", "arch-capabilities"},
+		       {"rsba", "arch-capabilities"},
+		       {"skip-l1dfl-vmentry", "arch-capabilities"},
+		       {"ssb-no", "arch-capabilities"},
+		       {"mds-no", "arch-capabilities"},
+		       {"pschange-mc-no", "arch-capabilities"},
+		       {"tsx-ctrl", "arch-capabilities"},
+		       {"taa-no", "arch-capabilities"},
+		       {"split-lock-detect", "core-capability"},
+		       {"full-width-write", "pdcm"}};
+
+	for (size_t i = 0; i < sizeof(details) / sizeof(details[0]); i++)
+		if (fnmatch(details[i].pattern, name, 0) == 0)
+			return !has_flag(model, details[i].flag);
+	return false;
+}
+
 /* Each question takes time, and there are hundreds of flags. Not asked for is what the words of
- * CPUID say already; details of nested virtualisation where the guest has none; and what QEMU
- * pretends to be Hyper-V with under another accelerator than KVM. */
+ * CPUID say already or say that the guest does not see, nor what QEMU would pretend to be Hyper-V
+ * with, which it does under KVM only. */
 static bool is_of_model(void *context, const char *name, const char *type)
 {
 	const struct model *model = context;
-	bool is_idle = model->words && ((!model->vmx && strncmp(name, "vmx-", 4) == 0) ||
-					(!model->kvm && strncmp(name, "hv-", 3) == 0));
 
-	return devices_is_plain(type) && !is_of_its_place(name) && !is_idle &&
-	       !(strcmp(type, "bool") == 0 && cpuid_says(model->words, name));
+	if (!devices_is_plain(type) || is_of_its_place(name))
+		return false;
+	if (!model->words)
+		return true;
+	if (!model->kvm && strncmp(name, "hv-", 3) == 0)
+		return false;
+	return strcmp(type, "bool") != 0 ||
+	       (!cpuid_says(model->words, name) && !is_hidden(model, name));
 }
 
 static void add_flag(void *context, const char *name)
@@ -153,7 +192,6 @@ static void add_flag(void *context, const char *name)
 	struct model *model = context;
 	size_t left = sizeof(model->flags) - model->used;
 
-	model->vmx |= strcmp(name, "vmx") == 0;
 	if (strlen(name) + 2 < left)
 		model->used += (size_t)snprintf(model->flags + model->used, left, "%s%s",
 						model->used ? " " : "", name);
@@ -315,7 +353,7 @@ int config_collect(struct facts *facts, struct qmp *qmp, unsigned timeout_ms,
 	ask_each(&asking, "/machine", is_of_machine, take_of_machine, &asking);
 	tell_cpus(&asking);
 	tell_memory(&asking);
-	devices_tell(&asking);
+	devices_tell(&asking, refuse_device);
 	disks_tell(&asking);
 	refuse_tell(&asking);
 	if (!asking.result && facts->lost)

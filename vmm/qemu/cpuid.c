@@ -111,10 +111,11 @@ static const char *name_of(const struct word *word, unsigned bit, size_t *bytes)
 
 static bool has_name(const struct word *word, const char *wanted)
 {
-	for (unsigned bit = 0; bit < BITS; bit++) {
-		size_t bytes;
-		const char *name = name_of(word, bit, &bytes);
-		if (name && strlen(wanted) == bytes && memcmp(name, wanted, bytes) == 0)
+	size_t length = strlen(wanted), bytes;
+
+	for (const char *name = word->names; *name; name += bytes + (name[bytes] == ' ')) {
+		bytes = strcspn(name, " ");
+		if (bytes == length && memcmp(name, wanted, bytes) == 0)
 			return true;
 	}
 	return false;

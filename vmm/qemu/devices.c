@@ -99,30 +99,6 @@ void devices_name(struct ask *asking, const char *path, char *name, size_t room)
 		snprintf(name, room, "%.190s", strrchr(path, '/') ? strrchr(path, '/') + 1 : path);
 }
 
-static void each_of(struct ask *asking, const char *container,
-		    void (*visit)(struct ask *, const char *, const char *, const char *))
-{
-	json_t *list = ask_list(asking, container), *one;
-	size_t i;
-
-	json_array_foreach (list, i, one) {
-		char path[PATH_MAX_QOM], what[128], name[200];
-		if (sscanf(ask_text(one, "type"), "child<%127[^>]>", what) != 1)
-			continue;
-		snprintf(path, sizeof(path), "%s/%.200s", container, ask_text(one, "name"));
-		devices_name(asking, path, name, sizeof(name));
-		visit(asking, name, what, path);
-	}
-	json_decref(list);
-}
-
-void devices_each(struct ask *asking,
-		  void (*visit)(struct ask *, const char *, const char *, const char *))
-{
-	each_of(asking, "/machine/peripheral", visit);
-	each_of(asking, "/machine/peripheral-anon", visit);
-}
-
 /* The bus by its own name: numbers of what is not named differ. */
 static void tell_bus(struct ask *asking, const char *key, const char *path)
 {
@@ -202,6 +178,24 @@ static void tell_device(struct ask *asking, const char *name, const char *type, 
 	ask_each(asking, path, is_of_device, take_of_device, &device);
 	if (strstr(type, "virtio"))
 		tell_features(asking, device.key, path);
+}
+
+static void tell_all_of(struct ask *asking, const char *container,
+			void (*visit)(struct ask *, const char *, const char *))
+{
+	json_t *list = ask_list(asking, container), *one;
+	size_t i;
+
+	json_array_foreach (list, i, one) {
+		char path[PATH_MAX_QOM], what[128], name[200];
+		if (sscanf(ask_text(one, "type"), "child<%127[^>]>", what) != 1)
+			continue;
+		snprintf(path, sizeof(path), "%s/%.200s", container, ask_text(one, "name"));
+		devices_name(asking, path, name, sizeof(name));
+		tell_device(asking, name, what, path);
+		visit(asking, name, what);
+	}
+	json_decref(list);
 }
 
 /* --- Those that come with the machine -----------------------------------------------------------
@@ -298,9 +292,10 @@ static void tell_pci(struct ask *asking)
 	json_decref(buses);
 }
 
-void devices_tell(struct ask *asking)
+void devices_tell(struct ask *asking, void (*visit)(struct ask *, const char *, const char *))
 {
-	devices_each(asking, tell_device);
+	tell_all_of(asking, "/machine/peripheral", visit);
+	tell_all_of(asking, "/machine/peripheral-anon", visit);
 	tell_board(asking);
 	tell_pci(asking);
 }

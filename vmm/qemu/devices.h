@@ -5,12 +5,10 @@
 
 #include "vmm/qemu/ask.h"
 
-/* "device ID" for each that was asked for, "board devices", "pci BUS:SLOT.FUNCTION". */
-void devices_tell(struct ask *asking);
-
-/* Calls `visit` for each device that was asked for, by the name that stands in its fact. */
-void devices_each(struct ask *asking, void (*visit)(struct ask *asking, const char *name,
-						    const char *type, const char *path));
+/* "device ID" for each that was asked for, "board devices", "pci BUS:SLOT.FUNCTION". Calls `visit`
+ * for each that was asked for, by the name that stands in its fact. */
+void devices_tell(struct ask *asking,
+		  void (*visit)(struct ask *asking, const char *name, const char *type));
 
 /* The name of a device in its facts, by its path or its id. */
 void devices_name(struct ask *asking, const char *path, char *name, size_t room);

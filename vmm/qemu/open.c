@@ -311,10 +311,17 @@ bool qemu_is_gone(const struct qemu *vm, int patience_ms)
 	return poll(&waiting, 1, patience_ms) > 0;
 }
 
+void qemu_dismiss(struct qemu *vm)
+{
+	vm->spent = vm->dismissed = true;
+	qmp_execute(vm->qmp, "quit", NULL, 0, NULL, NULL);
+}
+
 int qemu_end(struct qemu *vm, struct jaunt_error *error)
 {
 	vm->spent = true;
-	qmp_execute(vm->qmp, "quit", NULL, END_MS, NULL, NULL);
+	if (!vm->dismissed)
+		qmp_execute(vm->qmp, "quit", NULL, END_MS, NULL, NULL);
 	if (qemu_is_gone(vm, END_MS))
 		return 0;
 	if (syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0 &&

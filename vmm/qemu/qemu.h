@@ -40,7 +40,10 @@ void qemu_forget(struct qemu_place *place);
 int qemu_open(struct qemu **out, const struct qemu_place *place, struct jaunt_error *error);
 /* Lets go of QEMU, which goes on as it is. NULL is fine. */
 void qemu_close(struct qemu *vm);
-/* The guest has left for good, and runs elsewhere: ends QEMU, and closes it. */
+/* The guest has left for good, and runs elsewhere: QEMU is to end. It is waited for by
+ * qemu_finish(). */
+void qemu_dismiss(struct qemu *vm);
+/* The same, ends QEMU if it has not been told to, and closes it. */
 void qemu_finish(struct qemu *vm);
 
 /* What was left of a migration by a process that died. */

@@ -123,12 +123,11 @@ static void tell(struct facts *facts, const char *what, const char *type,
 		facts_add(facts, key, "only=rounds");
 }
 
-static void look_at_device(struct ask *asking, const char *name, const char *type, const char *path)
+void refuse_device(struct ask *asking, const char *name, const char *type)
 {
 	const struct reason *reason = FIND(devices, type);
 	char what[220];
 
-	(void)path;
 	snprintf(what, sizeof(what), "device %.200s", name);
 	if (reason)
 		tell(asking->facts, what, type, reason);
@@ -268,7 +267,6 @@ static void look_at_blockers(struct ask *asking)
 
 void refuse_tell(struct ask *asking)
 {
-	devices_each(asking, look_at_device);
 	look_at_objects(asking);
 	look_at_encryption(asking);
 	look_at_files(asking);

@@ -9,6 +9,8 @@
 
 #include "vmm/qemu/ask.h"
 
+/* Of a device, by its name among the facts; and of everything else. */
+void refuse_device(struct ask *asking, const char *name, const char *type);
 void refuse_tell(struct ask *asking);
 
 #endif
