@@ -218,6 +218,72 @@ Test(config, of_two_alike_agrees_with_the_defaults_of_another_machine)
 	agrees();
 }
 
+/* As the facts name it. */
+static bool is_told(const char *flag)
+{
+	static const char *const others[][2] = {{"pni", "sse3"},
+						{"pclmuldq", "pclmulqdq"},
+						{"xd", "nx"},
+						{"ffxsr", "fxsr-opt"},
+						{"i64", "lm"}};
+	char name[64], *at, word[80], all[FACTS_VALUE_MAX];
+
+	snprintf(name, sizeof(name), "%s", flag);
+	while ((at = strpbrk(name, "_.")))
+		*at = '-';
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+		if (strcmp(name, others[i][0]) == 0)
+			snprintf(name, sizeof(name), "%s", others[i][1]);
+	snprintf(word, sizeof(word), " %s ", name);
+	snprintf(all, sizeof(all), " %s ", facts_find(&facts[0], "cpu flags"));
+	return strstr(all, word);
+}
+
+static const char cpu[] = "/machine/unattached/device[0]";
+
+static json_t *property(struct qmp *qmp, const char *name)
+{
+	json_t *value = NULL;
+
+	cr_assert_eq(qmp_execute(qmp, "qom-get",
+				 json_pack("{s:s, s:s}", "path", cpu, "property", name), PATIENT,
+				 &value, &error),
+		     0, "%s", error.text);
+	return value;
+}
+
+/* Few of them are asked for one by one. */
+Test(config, has_every_flag_of_a_processor_as_QEMU_tells_it)
+{
+	json_t *list = NULL, *one;
+	unsigned on = 0, off = 0;
+	struct qmp *qmp;
+	char path[128];
+	size_t i;
+
+	start(0, "ram0", "-machine q35,memory-backend=ram -cpu max");
+	collect(0);
+	snprintf(path, sizeof(path), "%s/0.qmp", folder);
+	cr_assert_eq(qmp_open(&qmp, path, PATIENT, &error), 0);
+	cr_assert_eq(qmp_execute(qmp, "qom-list", json_pack("{s:s}", "path", cpu), PATIENT, &list,
+				 &error),
+		     0);
+	json_array_foreach (list, i, one) {
+		const char *name = json_string_value(json_object_get(one, "name"));
+		const char *type = json_string_value(json_object_get(one, "type"));
+		if (strcmp(type, "bool") != 0 || strcmp(name, "realized") == 0 ||
+		    strcmp(name, "hotpluggable") == 0)
+			continue;
+		json_t *value = property(qmp, name);
+		cr_assert_eq(json_is_true(value), is_told(name), "%s", name);
+		json_is_true(value) ? on++ : off++;
+		json_decref(value);
+	}
+	cr_assert(on > 60 && off > 100, "%u on, %u off", on, off);
+	json_decref(list);
+	qmp_close(qmp);
+}
+
 /* --- Everything but disks -----------------------------------------------------------------------
  */
 
@@ -232,6 +298,17 @@ Test(config, names_a_machine_processors_and_memory_of_another_kind)
 	differs("cpu model");
 	cr_assert(!differs("cpu flags")->allowable);
 	differs("machine: smp cpus");
+}
+
+Test(config, names_the_flags_that_a_processor_lacks_or_has_more)
+{
+	cr_assert_neq(pair("", "-cpu qemu64,+avx2,+erms", "-cpu qemu64,-sse3,+erms"), 0);
+	cr_assert_str_eq(differs("cpu flags")->source, "avx2 sse3");
+	cr_assert_str_eq(differs("cpu flags")->target, "");
+	cr_assert_neq(pair("", "-cpu qemu64", "-cpu qemu64,+sse4.1,+smap"), 0);
+	cr_assert_str_eq(differs("cpu flags")->source, "");
+	cr_assert_str_eq(differs("cpu flags")->target, "smap sse4-1");
+	cr_assert(differs("cpu flags")->allowable);
 }
 
 Test(config, names_devices_that_differ_in_kind_place_or_setting)
