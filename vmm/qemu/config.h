@@ -10,9 +10,9 @@
 #include "vmm/qemu/facts.h"
 #include "vmm/qemu/qmp.h"
 
-/* Dozens to hundreds of questions, each short; `timeout_ms` is for each. Errors are those of qmp.h, and
- * reason "bad-description" when there are more facts than fit. `facts` starts empty, and is to be
- * closed whatever is returned. */
+/* Dozens to hundreds of questions, each short; `timeout_ms` is for each. Errors are those of qmp.h,
+ * and reason "bad-description" when there are more facts than fit. `facts` starts empty, and is to
+ * be closed whatever is returned. */
 int config_collect(struct facts *facts, struct qmp *qmp, unsigned timeout_ms,
 		   struct jaunt_error *error);
 
