@@ -3,7 +3,8 @@
  * Theory of operation
  *
  * The file is a memfd, sealed so that nobody can cut it short under its readers: a header, and the
- * bitmaps of each region, each on pages of its own. What nobody has touched of it takes no memory.
+ * bitmaps of each region, each on pages of its own. All of it has its memory from the beginning: 96
+ * KiB a GiB of the guest's.
  *
  * It is locked through a second open file of the same memfd, one that is never passed on: a lock
  * belongs to the open file, and the copy that somebody else keeps would hold it for ever. The
@@ -15,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -24,6 +26,7 @@
 
 #include "base/bits.h"
 #include "base/error.h"
+#include "base/room.h"
 #include "engine/target/target.h"
 
 #define PAGE  4096u
@@ -142,6 +145,32 @@ bool ledger_fits(const struct guestmem *memory)
 	return true;
 }
 
+/* A page of it that is first touched where there is no room would end the process, by a signal; and
+ * which page that is depends on the guest. So all of it is there from the beginning, or it is said
+ * before anything moves. */
+static int reserve(struct ledger *ledger, uint64_t bytes, struct jaunt_error *error)
+{
+	struct room room;
+	int result;
+
+	if (room_measure(&room, NULL) == 0 && bytes > room_for_pages(&room))
+		return error_set(error, ENOMEM,
+				 bytes > room.cgroup_bytes_free ? "cgroup-memory" : "no-memory",
+				 "the page map of this VM takes %" PRIu64
+				 " KiB, and there is room for %" PRIu64 " KiB%s%s",
+				 bytes >> 10, room_for_pages(&room) >> 10,
+				 bytes > room.cgroup_bytes_free ? " in control group " : "",
+				 bytes > room.cgroup_bytes_free ? room.cgroup : "");
+	do
+		result = fallocate(ledger->fd, 0, 0, (off_t)bytes) ? -errno : 0;
+	while (result == -EINTR);
+	if (result == -ENOSPC || result == -ENOMEM)
+		return error_set(error, ENOMEM, "no-memory",
+				 "no room for the page map of this VM, %" PRIu64 " KiB: %s",
+				 bytes >> 10, strerror(-result));
+	return result;
+}
+
 static void describe(struct ledger_header *header, const struct guestmem *memory)
 {
 	*header = (struct ledger_header){.magic = LEDGER_MAGIC,
@@ -158,7 +187,7 @@ static void describe(struct ledger_header *header, const struct guestmem *memory
 	}
 }
 
-int ledger_create(struct ledger *ledger, const struct guestmem *memory)
+int ledger_create(struct ledger *ledger, const struct guestmem *memory, struct jaunt_error *error)
 {
 	struct ledger_header header;
 
@@ -170,6 +199,8 @@ int ledger_create(struct ledger *ledger, const struct guestmem *memory)
 	if (result == 0 && (ftruncate(ledger->fd, (off_t)bytes) ||
 			    fcntl(ledger->fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL)))
 		result = -errno;
+	if (result == 0)
+		result = reserve(ledger, bytes, error);
 	if (result == 0)
 		result = lock(ledger);
 	if (result == 0)

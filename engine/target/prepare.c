@@ -134,16 +134,23 @@ static int note_demanded(struct target *target)
 }
 
 /* The page map, in the ledger if there is one: that of a process before, or a new one. */
-static int open_map(struct target *target)
+static int open_map(struct target *target, struct jaunt_error *error)
 {
 	struct target_shared *shared = &target->shared;
 	struct ledger *ledger = &target->ledger;
+	int result = 0;
 
-	if (!ledger_is_open(ledger) && target->factory->ops->keep && ledger_fits(&shared->memory) &&
-	    ledger_create(ledger, &shared->memory) < 0)
+	if (!ledger_is_open(ledger) && target->factory->ops->keep && ledger_fits(&shared->memory))
+		result = ledger_create(ledger, &shared->memory, error);
+	if (result == -ENOMEM)
+		return result;
+	if (result < 0)
 		trace_event(target->base.lane, "ledger", "none: it cannot be taken up");
-	return ledger_is_open(ledger) ? pagemap_open_ledger(&shared->map, &shared->memory, ledger)
-				      : pagemap_open(&shared->map, &shared->memory);
+	result = ledger_is_open(ledger) ? pagemap_open_ledger(&shared->map, &shared->memory, ledger)
+					: pagemap_open(&shared->map, &shared->memory);
+	return result < 0 ? error_set(error, -result, "no-memory", "room for the page map: %s",
+				      strerror(-result))
+			  : 0;
 }
 
 int target_open_memory(struct target *target, struct jaunt_error *error)
@@ -159,9 +166,8 @@ int target_open_memory(struct target *target, struct jaunt_error *error)
 		return error_set(error, EINVAL, "bad-ledger",
 				 "what was kept of the migration is about other memory than the "
 				 "VM's");
-	if ((result = open_map(target)) < 0)
-		return error_set(error, -result, "no-memory", "room for the page map: %s",
-				 strerror(-result));
+	if ((result = open_map(target, error)) < 0)
+		return result;
 	target->map_open = true;
 	const struct ledger *ledger = ledger_is_open(&target->ledger) ? &target->ledger : NULL;
 	if ((result = install_open_ledger(&shared->install, &shared->memory, &shared->map,

@@ -14,6 +14,8 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/bits.h"
@@ -33,17 +35,31 @@ TestSuite(ledger, .timeout = 60);
 
 static void create(void)
 {
+	struct jaunt_error error = {0};
+
 	memory = (struct guestmem){.region_count = 2, .pages = PAGES + 1};
 	memory.regions[0] = (struct guest_region){
 		.name = "ram", .guest_address = 0, .pages = PAGES, .page_bytes = PAGE};
 	memory.regions[1] = (struct guest_region){
 		.name = "rom", .guest_address = GIB(1), .pages = 1, .page_bytes = PAGE};
 	cr_assert(ledger_fits(&memory));
-	cr_assert_eq(ledger_create(&ledger, &memory), 0);
+	cr_assert_eq(ledger_create(&ledger, &memory, &error), 0, "%s", error.text);
 	struct ledger_header *header = ledger.header;
 	header->streams = header->shards = 1;
 	header->port = 7420;
 	strcpy(header->peer, "tcp:127.0.0.1");
+}
+
+/* This program's own: it passes the call on, unless a test has other plans. */
+static int refused_with, refusals;
+
+int fallocate(int fd, int mode, off_t offset, off_t bytes)
+{
+	if (refusals && refusals--) {
+		errno = refused_with;
+		return -1;
+	}
+	return (int)syscall(SYS_fallocate, fd, mode, offset, bytes);
 }
 
 /* Its owner dies, and the copy that somebody else keeps is opened. */
@@ -240,14 +256,64 @@ Test(ledger, a_page_map_goes_on_where_it_was)
 	ledger_close(&ledger);
 }
 
+/* --- Room for it --------------------------------------------------------------------------------
+ */
+
+/* Or a first touch could find none, which is a signal. */
+Test(ledger, has_all_of_its_memory_from_the_beginning)
+{
+	struct stat file;
+
+	refusals = 2;
+	refused_with = EINTR;
+	create();
+	cr_assert_eq(refusals, 0, "a signal is no reason to give up");
+	cr_assert_eq(fstat(ledger.fd, &file), 0);
+	cr_assert_gt(file.st_size, 0);
+	cr_assert_geq(file.st_blocks * 512, file.st_size);
+	ledger_close(&ledger);
+}
+
+static void expect_no_room(const struct guestmem *of)
+{
+	struct jaunt_error error = {0};
+
+	cr_assert_eq(ledger_create(&ledger, of, &error), -ENOMEM);
+	cr_assert(strcmp(error.reason, "no-memory") == 0 ||
+			  strcmp(error.reason, "cgroup-memory") == 0,
+		  "%s", error.reason);
+	cr_assert(strstr(error.text, "page map"), "%s", error.text);
+	cr_assert(!ledger_is_open(&ledger));
+	cr_assert_eq(ledger.fd, -1);
+}
+
+Test(ledger, that_finds_no_room_is_an_error)
+{
+	create();
+	ledger_close(&ledger);
+	refusals = 1;
+	refused_with = ENOSPC;
+	expect_no_room(&memory);
+	/* A map of terabytes: nobody has that, and nobody is asked for it. */
+	memory.region_count = 16;
+	for (size_t i = 0; i < 16; i++)
+		memory.regions[i] = (struct guest_region){
+			.name = "ram", .pages = UINT64_C(1) << 34, .page_bytes = PAGE};
+	refusals = 1;
+	expect_no_room(&memory);
+	cr_assert_eq(refusals, 1);
+}
+
 /* --- Pages in doubt: whether the guest may have seen them ----------------------------------------
  */
 
 static void open_world(void)
 {
+	struct jaunt_error error = {0};
+
 	if (!world_open_pages(&world, 1024)) /* of two chunks */
 		cr_skip_test("%s", world.lack);
-	cr_assert_eq(ledger_create(&ledger, &world.shared.memory), 0);
+	cr_assert_eq(ledger_create(&ledger, &world.shared.memory, &error), 0, "%s", error.text);
 	world.shared.install.written[0] = ledger.written[0];
 }
 
