@@ -32,11 +32,13 @@ static const char help[] =
 	"  --staging N          size of the receiver's buffer (default 256k)\n"
 	"  --chunk N            bytes the sender passes to one system call (default 1M)\n"
 	"  --runs N             repeat N times (default 3)\n"
+	"  --listen PORT        where the receiver listens (default: any)\n"
+	"  --through PORT       where the sender connects, to a proxy for that port, say\n"
 	"  --source-cpus LIST   run the sender on these CPUs\n"
 	"  --target-cpus LIST   run the receiver on these CPUs\n";
 
 struct options {
-	uint64_t bytes, staging, chunk, runs;
+	uint64_t bytes, staging, chunk, runs, listen, through;
 	const char *source_cpus, *target_cpus;
 };
 
@@ -77,6 +79,8 @@ static struct options parse(int count, char **arguments)
 					      {"staging", required_argument, NULL, 's'},
 					      {"chunk", required_argument, NULL, 'c'},
 					      {"runs", required_argument, NULL, 'r'},
+					      {"listen", required_argument, NULL, 'l'},
+					      {"through", required_argument, NULL, 't'},
 					      {"source-cpus", required_argument, NULL, 'S'},
 					      {"target-cpus", required_argument, NULL, 'T'},
 					      {"help", no_argument, NULL, 'h'},
@@ -96,6 +100,12 @@ static struct options parse(int count, char **arguments)
 		case 'r':
 			options.runs = program_count(optarg, 1);
 			break;
+		case 'l':
+			options.listen = program_count(optarg, 1);
+			break;
+		case 't':
+			options.through = program_count(optarg, 1);
+			break;
 		case 'S':
 			options.source_cpus = optarg;
 			break;
@@ -112,14 +122,18 @@ static struct options parse(int count, char **arguments)
 	if (!options.bytes || options.bytes % 4096 || !options.staging || !options.chunk ||
 	    options.runs > RUNS_MAX || optind < count)
 		program_usage("sizes must be whole pages, runs at most %d", RUNS_MAX);
+	if (options.listen > UINT16_MAX || options.through > UINT16_MAX)
+		program_usage("a port is at most %d", UINT16_MAX);
 	return options;
 }
 
 int main(int count, char **arguments)
 {
 	struct options options = parse(count, arguments);
-	uint16_t port;
-	int listener = link_listen(&port);
+	uint16_t port = (uint16_t)options.listen;
+	int listener = port ? link_listen_at(port) : link_listen(&port);
+	if (options.through)
+		port = (uint16_t)options.through;
 	if (program_fork() == 0)
 		source(port, &options);
 	program_pin(options.target_cpus);

@@ -16,14 +16,25 @@ static void no_delay(int link)
 		program_fail("TCP_NODELAY");
 }
 
-int link_listen(uint16_t *port)
+int link_listen_at(uint16_t port)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET,
+				      .sin_port = htons(port),
 				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t bytes = sizeof(address);
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (listener < 0 || bind(listener, (struct sockaddr *)&address, bytes) ||
-	    listen(listener, 16) || getsockname(listener, (struct sockaddr *)&address, &bytes))
+	int on = 1;
+	if (listener < 0 || setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) ||
+	    bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 16))
+		program_fail("listen on loopback");
+	return listener;
+}
+
+int link_listen(uint16_t *port)
+{
+	struct sockaddr_in address;
+	socklen_t bytes = sizeof(address);
+	int listener = link_listen_at(0);
+	if (getsockname(listener, (struct sockaddr *)&address, &bytes))
 		program_fail("listen on loopback");
 	*port = ntohs(address.sin_port);
 	return listener;

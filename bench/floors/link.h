@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 int link_listen(uint16_t *port);
+int link_listen_at(uint16_t port); /* 0: any that is free */
 int link_accept(int listener);
 int link_connect(uint16_t port);
 

@@ -157,6 +157,19 @@ class Programs:
     self.runtime.cleanup()
 
 
+def proxy_port(process):
+  """The port that the proxy prints as soon as it listens."""
+  deadline = time.monotonic() + START_S
+  while time.monotonic() < deadline:
+    text = os.pread(process.output.fileno(), 16, 0).decode()
+    if text.endswith('\n'):
+      return int(text)
+    if process.child.poll() is not None:
+      break
+    time.sleep(0.005)
+  raise Failed(f'{process.name()} does not listen: {process.last_words()}')
+
+
 class Migration:
   """One VM and its way from one process to another, step by step.
 
@@ -207,21 +220,8 @@ class Migration:
       proxy = self.programs.start([self.programs.bench('jaunt-proxy'), '--listen', '127.0.0.1:0',
                                    '--to', f'127.0.0.1:{port}', '--die-with-parent',
                                    *self.proxy_options])
-      port = self._first_number(proxy)
+      port = proxy_port(proxy)
     self.port = port
-
-  @staticmethod
-  def _first_number(process):
-    """The port that the proxy prints as soon as it listens."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-      text = os.pread(process.output.fileno(), 16, 0).decode()
-      if text.endswith('\n'):
-        return int(text)
-      if process.child.poll() is not None:
-        break
-      time.sleep(0.005)
-    raise Failed(f'{process.name()} does not listen: {process.last_words()}')
 
   def begin(self, *options):
     """Asks for the migration, by post-copy unless told otherwise; it goes on in the background."""
