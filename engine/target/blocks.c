@@ -34,7 +34,7 @@ static void drain_hints(struct target_shared *shared)
 
 static struct fill_block *free_block(struct fill *fill, unsigned *index)
 {
-	for (unsigned i = 0; i < fill->window; i++) {
+	for (unsigned i = 0; i < fill->window_max; i++) {
 		if (fill->blocks[i] && (fill->blocks[i]->used || fill->blocks[i]->sending))
 			continue;
 		if (!fill->blocks[i] && (fill->blocks[i] = calloc(1, sizeof(struct fill_block))))
@@ -53,6 +53,7 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 	uint64_t first, count;
 
 	block->runs = 0;
+	block->bytes = 0;
 	block->described = false;
 	/* Before the grants: what becomes a suspect from here on may be on its way already. */
 	if (shared->session.verify)
@@ -77,6 +78,7 @@ static void list_runs(struct fill *fill, struct fill_block *block)
 		block->range[block->runs].first = first;
 		block->range[block->runs].count = count;
 		block->runs++;
+		block->bytes += count * shared->memory.regions[block->block.region].page_bytes;
 		at = first + count;
 	}
 }
@@ -87,6 +89,8 @@ void fill_return_block(struct fill *fill, struct fill_block *block)
 	prefetch_return(&fill->shared->prefetch, &block->block);
 	pthread_mutex_unlock(&fill->shared->prefetch_mutex);
 	block->used = false;
+	fill->out_bytes -= block->bytes;
+	block->bytes = 0;
 }
 
 bool fill_ask_for_block(struct fill *fill)
@@ -105,6 +109,7 @@ bool fill_ask_for_block(struct fill *fill)
 		return false;
 	block->used = true;
 	list_runs(fill, block);
+	fill->out_bytes += block->bytes;
 	if (block->runs == 0) { /* filled in between */
 		fill_return_block(fill, block);
 		return true;

@@ -5,10 +5,13 @@
  * Pages are installed from the channel's receive buffer as soon as a run that one ioctl covers is
  * there, so that the copy into the guest finds the bytes in the cache.
  *
- * So many blocks are kept outstanding that the link stays busy over its round trip: twice the
- * product of the rate achieved and the shortest time from asking to the first answer of an idle
- * stream. At first, when neither is known, a link of 1 Gbit/s is assumed and the round trip is that
- * of the control link: a window that grew from nothing would need many round trips.
+ * So much is kept outstanding that the link stays busy over its round trip: twice the product of
+ * the rate achieved and the shortest time from asking to the first answer of an idle stream. At
+ * first, when neither is known, a link of 1 Gbit/s is assumed and the round trip is that of the
+ * control link: a window that grew from nothing would need many round trips. It counts the bytes of
+ * absent pages, not blocks: behind rounds a block may have one stale page, and a few such blocks a
+ * round trip would take minutes. The rate goes up at once and down slowly, since a stream that has
+ * too little out measures that, and not the link.
  */
 #include "engine/target/fill.h"
 
@@ -24,6 +27,8 @@
 /* Asking again after there was nothing to ask for: only blocks that lost pages come back. */
 #define IDLE_NS      50000000
 #define RATE_NS      50000000u
+#define RATE_BYTES   MIB(16)    /* or so much, if it comes sooner; more than sockets hold back */
+#define RATE_FALLS   8          /* the rate falls by this part of the difference */
 #define RATE_ASSUMED 125000000u /* bytes a second, of all streams */
 
 static size_t refuse(struct fill *fill, size_t bytes, const char *text)
@@ -61,10 +66,11 @@ static void measure(struct fill *fill, uint64_t bytes)
 		fill->rate_bytes = 0;
 	}
 	fill->rate_bytes += bytes;
-	if (now - fill->rate_from_ns < RATE_NS)
+	if (now - fill->rate_from_ns < RATE_NS && fill->rate_bytes < RATE_BYTES)
 		return;
-	double rate = (double)fill->rate_bytes / (double)(now - fill->rate_from_ns);
-	open_window(fill, rate, fill->round_trip_ns);
+	double rate = (double)fill->rate_bytes / (double)(now - fill->rate_from_ns + 1);
+	fill->rate += (rate - fill->rate) / (rate < fill->rate ? RATE_FALLS : 1);
+	open_window(fill, fill->rate, fill->round_trip_ns);
 	fill->rate_from_ns = now;
 	fill->rate_bytes = 0;
 }
@@ -192,6 +198,7 @@ static void take_round_zeros(struct fill *fill, const struct frame *frame)
 static void take_zeros(struct fill *fill, const struct frame *frame)
 {
 	uint64_t first = frame->first_page, left = frame->page_count;
+	uint64_t answered = left * fill->shared->memory.regions[frame->region].page_bytes;
 	if (!session_in_epoch(&fill->shared->session, frame->epoch)) {
 		if (in_round(fill, frame))
 			take_round_zeros(fill, frame);
@@ -208,7 +215,7 @@ static void take_zeros(struct fill *fill, const struct frame *frame)
 	if (left)
 		place_zeros(fill, first, left);
 	if (!(frame->flags & FRAME_FLAG_HOLE)) /* nobody asked for holes */
-		measure(fill, 0);
+		measure(fill, answered);
 }
 
 static bool end_grant(struct fill *fill, const struct frame *frame)
@@ -427,12 +434,13 @@ static int64_t fill_pump(void *user)
 	    !atomic_load(&shared->granting) ||
 	    !(atomic_load(&shared->push) || atomic_load(&shared->complete_first)))
 		return -1;
-	if (!fill->granting)
-		open_window(fill, (double)budget_share(RATE_ASSUMED, shared->streams) / 1e9,
-			    atomic_load(&shared->round_trip_ns));
+	if (!fill->granting) {
+		fill->rate = (double)budget_share(RATE_ASSUMED, shared->streams) / 1e9;
+		open_window(fill, fill->rate, atomic_load(&shared->round_trip_ns));
+	}
 	fill->granting = true;
 	pull_pump(fill);
-	while (fill->order_count < fill->window && channel_room(fill->channel))
+	while (fill->out_bytes < fill->window * PREFETCH_BLOCK_BYTES && channel_room(fill->channel))
 		if (!fill_ask_for_block(fill))
 			break;
 	return fill->order_count || fill->pull.count || !pagemap_missing(&shared->map) ? -1

@@ -32,6 +32,7 @@ struct fill_block {
 	unsigned next_end; /* index of the grant that ends next */
 	bool sending;      /* `grants` belongs to the channel */
 	bool used;
+	uint64_t bytes;   /* of the pages that it was asked for with; while used */
 	bool described;   /* some grant asked only what is zero: the rest is to be READ */
 	unsigned reading; /* READs of it under way */
 	/* Those of its pages that were suspects when the grants were made, by words of the map. */
@@ -75,8 +76,11 @@ struct fill {
 	struct fill_block *blocks[FILL_BLOCKS_MAX]; /* allocated when first used */
 	unsigned order[FILL_BLOCKS_MAX]; /* ring of the blocks that are out, oldest first */
 	unsigned order_head, order_count;
-	_Atomic unsigned window; /* blocks to keep out; read by status */
-	struct frame frame;      /* being received; payload left: `left` pages */
+	/* What to keep out, in whole blocks; read by status. A block of which little is absent
+	 * counts for little, so there may be more of them. */
+	_Atomic unsigned window;
+	uint64_t out_bytes; /* of the blocks that are used */
+	struct frame frame; /* being received; payload left: `left` pages */
 	uint32_t left;
 	unsigned window_max;
 	bool dead;
@@ -85,6 +89,7 @@ struct fill {
 		granted_bytes;             /* when the oldest of an idle stream's grants went out */
 	uint64_t round_trip_ns;            /* shortest seen from GRANT to its end, idle stream */
 	uint64_t rate_from_ns, rate_bytes; /* of the current measurement of the rate */
+	double rate; /* bytes a nanosecond: the last measurement, or what is left of a higher one */
 	struct pull pull;
 	struct page_counters counters;
 	counter memory_bytes; /* of this thread beyond the struct */

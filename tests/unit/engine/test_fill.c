@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A stream thread of the target against a source that the test plays. */
 #include <criterion/criterion.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -70,6 +71,28 @@ Test(fill, over_a_long_round_trip_more_is_asked_for_at_once)
 	filling_start(true, false);
 	for (uint64_t block = 0; block < 4; block++)
 		expect_grant(block * FILLING_BLOCK, FILLING_BLOCK);
+	filling_close();
+}
+
+/* As rounds leave them. Of whole blocks it would be two. */
+Test(fill, of_blocks_with_little_absent_more_are_out_at_once)
+{
+	filling_open(FILLING_PAGES);
+	for (uint64_t block = 0; block < 4; block++) {
+		claim(block * FILLING_BLOCK, 100);
+		claim(block * FILLING_BLOCK + 101, FILLING_BLOCK - 101);
+	}
+	filling_start(true, false);
+	for (uint64_t block = 0; block < 4; block++)
+		expect_grant(block * FILLING_BLOCK + 100, 1);
+	for (uint64_t block = 0; block < 4; block++) {
+		filling_send_pages(block * FILLING_BLOCK + 100, 1, 1);
+		filling_end_grant(block * FILLING_BLOCK + 100, 1);
+	}
+	while (pagemap_missing(&filling.world.shared.map) > FILLING_PAGES - 4)
+		sched_yield();
+	fill_stop(filling.fill);
+	cr_assert_eq(filling.fill->out_bytes, 0);
 	filling_close();
 }
 
