@@ -3,7 +3,7 @@
  * Who runs the VM, over links that are lost at any moment: LOADED, COMMIT or ABORT, and coming back
  * (docs/protocol.md, "Coming back"). Checked by exhaustion:
  *
- *     spin -run -noclaim tests/model/rejoin.pml      (some 1.3 million states, 2 s)
+ *     spin -run -noclaim tests/model/rejoin.pml      (some 2.5 million states, 4 s)
  *
  * A link is one attempt of the source to connect, and has the number of its epoch. Whether the
  * target lets it in, and when, is open: an attempt may arrive late. All links but the last may be
@@ -16,7 +16,7 @@
  */
 #define LINKS 4
 
-mtype = { LOADED, COMMIT, ABORT, RESUMED, COMPLETE, RELEASED };
+mtype = { LOADED, COMMIT, ABORT, READY, RESUMED, COMPLETE, RELEASED };
 
 chan to_target[LINKS] = [3] of { mtype };
 chan to_source[LINKS] = [3] of { mtype };
@@ -95,6 +95,8 @@ tell:	if
 
 post_copy:
 	do
+	/* Page channels are wanted; whether it runs there is not said by that. */
+	:: AT_SOURCE(READY) -> to_source[source_link]?READY
 	:: AT_SOURCE(RESUMED) -> to_source[source_link]?RESUMED; runs_there = true
 	:: AT_SOURCE(COMPLETE) -> to_source[source_link]?COMPLETE;
 		assert(runs_there);
@@ -136,6 +138,17 @@ doubt:	do
 	:: offered[2] && target_link < 2 -> let_in(2)
 	:: offered[3] && target_link < 3 -> let_in(3)
 	od;
+
+	/* One that was taken up after the death of its process has its page channels before it runs,
+	 * and all pages may come by then. */
+	if
+	:: say_source(READY);
+		if
+		:: !LOST(target_link) -> all_present = true
+		:: skip
+		fi
+	:: skip
+	fi;
 
 	atomic {
 		if
