@@ -89,7 +89,7 @@ def far(bench):
     rate = statistics.median(line['rate'] for line in lines) / 1e6
     bench.figure(f'{name}: of the line', 'MB/s', floor='line',
                  least=LEAST if slow else None).add(rate, cell[1] / 1e6)
-    # Two processors do not move 1.25 GB/s through a proxy, with or without Jaunt.
+    # What a bare connection does not reach either is not asked for.
     bare = [line['bare'] for line in lines if 'bare' in line]
     if bare:
       bench.figure('  of a bare connection', 'MB/s', floor='bare',
