@@ -145,10 +145,11 @@ static void watch(struct run *run)
 	const struct world *world = run->world;
 	double bytes[WORLD_SETS_MAX], rates[WORLD_SETS_MAX], pages = 0, last = 0;
 	double of_each = (double)world->page_bytes * world->every;
-	bool on = true;
+	enum policy_watch on = POLICY_WATCH_ON;
+	uint64_t at = WATCH_NS;
 
 	draw_rates(run, rates);
-	for (uint64_t at = WATCH_NS; on && at <= (uint64_t)WATCH_MOST; at *= 2) {
+	for (; on == POLICY_WATCH_ON && at <= (uint64_t)WATCH_MOST; at *= 2) {
 		double ns = (double)at;
 		guest_runs(run, ns - run->since_ns);
 		pages = floor(written(world, rates, ns, bytes) / of_each + uniform(&run->sampling));
@@ -158,9 +159,10 @@ static void watch(struct run *run)
 		estimate_tell(&run->estimate, &run->input);
 		run->input.left_bytes = (uint64_t)run->left;
 		run->input.elapsed_ns = (uint64_t)run->now_ns;
-		on = ns < WATCH_LEAST || policy_watch_on(&run->input, pages);
+		if (ns >= WATCH_LEAST)
+			on = policy_watch(&run->input, pages);
 	}
-	run->input.watched = !on;
+	run->input.watched = on == POLICY_WATCH_CLEAR || at > (uint64_t)WATCH_MOST;
 	run->since_ns = 0;
 }
 

@@ -10,9 +10,8 @@
 
 /* Less than this is not counted as a working set, or as dirty at all. */
 #define LEAST_BYTES 4096.0
-/* Weight of a collect for each that came after it: looks at a sample grow longer, and the longest
- * tells most of what is to come. */
-#define FADING 0.6
+/* Weight of a collect for each that came after it. */
+#define FADING 0.85
 /* A sample in which so many pages were written counts half of a collect. */
 #define FEW 4.0
 /* Where collects cannot tell, the larger working set and the smaller rate are taken. */
@@ -44,19 +43,21 @@ static unsigned back(const struct estimate *estimate, unsigned i)
 	return (estimate->collect_next + ESTIMATE_COLLECTS - 1 - i) % ESTIMATE_COLLECTS;
 }
 
-/* Mean square of the logarithms of what the model says over what was seen. */
+/* Mean square of the logarithms of what the model says over what was seen. A longer collect counts
+ * for more: what is asked of the model are times that are longer still. */
 static double misfit(const struct estimate *estimate, double rate, double set)
 {
-	double sum = 0, weights = 0, weight = 1;
+	double sum = 0, weights = 0, fading = 1;
 
 	for (unsigned i = 0; i < estimate->collect_count; i++) {
 		unsigned at = back(estimate, i);
 		double seen = estimate->collects[at].bytes, ns = estimate->collects[at].ns;
 		double said = dirtied(rate, set, ns);
 		double off = log((said + LEAST_BYTES) / (seen + LEAST_BYTES));
-		sum += weight * estimate->collects[at].weight * off * off;
-		weights += weight * estimate->collects[at].weight;
-		weight *= FADING;
+		double weight = fading * sqrt(ns) * estimate->collects[at].weight;
+		sum += weight * off * off;
+		weights += weight;
+		fading *= FADING;
 	}
 	return sum / weights;
 }

@@ -467,7 +467,7 @@ static void vary(const struct policy_input *input, unsigned which, double noted,
 			(double)(input->data_bytes ? input->data_bytes : input->ram_bytes);
 }
 
-bool policy_watch_on(const struct policy_input *input, double noted)
+enum policy_watch policy_watch(const struct policy_input *input, double noted)
 {
 	double vcpus = input->vcpus ? (double)input->vcpus : 1, most = 0;
 	double spent = noted * input->costs.tracking_ns / vcpus +
@@ -485,5 +485,7 @@ bool policy_watch_on(const struct policy_input *input, double noted)
 		if (decision.way < POLICY_WAYS)
 			most = fmax(most, decision.ways[decision.way].cost_ns);
 	}
-	return !same && spent < WATCH_SHARE * most;
+	if (same)
+		return POLICY_WATCH_CLEAR;
+	return spent < WATCH_SHARE * most ? POLICY_WATCH_ON : POLICY_WATCH_DEAR;
 }

@@ -103,7 +103,7 @@ struct policy_input {
 	double dirty_confidence;     /* 0: nothing known */
 	double working_set;          /* bytes that are written again and again; 0: not known */
 	double horizon_ns;           /* the longest time whose writes were seen */
-	bool watched;                /* a longer look at the guest would not have paid */
+	bool watched;                /* until it was clear what it writes, or as long as allowed */
 	uint64_t since_collect_ns;   /* what was written in that time is not in dirty_bytes yet */
 	double round_trip_ns;
 	double device_ns; /* pause, save, load and resume, without round trips */
@@ -120,6 +120,13 @@ enum policy_way {
 	POLICY_WAY_SWITCH,        /* switch now; post-copy from the start if nothing was sent yet */
 	POLICY_WAY_ROUNDS_SWITCH, /* some more rounds, then switch */
 	POLICY_WAYS,
+};
+
+/* How a look at the guest's writes goes on. */
+enum policy_watch {
+	POLICY_WATCH_ON,
+	POLICY_WATCH_CLEAR, /* the decision is the same whatever they may still turn out to be */
+	POLICY_WATCH_DEAR,  /* more would cost too much of what is decided about */
 };
 
 struct policy_prediction {
@@ -144,11 +151,9 @@ struct policy_decision {
 void policy_limits_init(struct policy_limits *limits); /* 300 ms, weight 0.01, nothing else */
 void policy_costs_init(struct policy_costs *costs);
 void policy_decide(const struct policy_input *input, struct policy_decision *decision);
-/* Before the first decision: whether a longer look at the guest's writes would pay. It would not
- * where the decision is the same whatever they may still turn out to be, nor when the look costs
- * more than a small share of what is decided about. `noted`: written pages that it has seen, each
- * at the price of a tracking fault. */
-bool policy_watch_on(const struct policy_input *input, double noted);
+/* Before the first decision: whether a longer look at the guest's writes would pay. `noted`:
+ * written pages that it has seen, each at the price of a tracking fault. */
+enum policy_watch policy_watch(const struct policy_input *input, double noted);
 
 /* Names as they stand in options, traces and reports. */
 const char *policy_mode_name(enum policy_mode mode);

@@ -343,10 +343,12 @@ static int watch_sample(struct source *source, unsigned every, uint64_t begun,
 {
 	struct precopy *precopy = &source->precopy;
 	uint64_t ns = WATCH_NS, watched = 0;
-	bool on = true;
+	enum policy_watch on = POLICY_WATCH_ON;
 
 	precopy->can_track = precopy->input.can_track = true;
-	for (; on && ns <= WATCH_MOST && !atomic_load(&source->base.switch_wanted); ns *= 2) {
+	for (;
+	     on == POLICY_WATCH_ON && ns <= WATCH_MOST && !atomic_load(&source->base.switch_wanted);
+	     ns *= 2) {
 		int result = look_until(source, begun + ns, error);
 		if (result < 0)
 			return result;
@@ -359,9 +361,10 @@ static int watch_sample(struct source *source, unsigned every, uint64_t begun,
 				 every * precopy->input.page_bytes);
 		watched = (uint64_t)pages;
 		observe(source, false);
-		on = ns < WATCH_LEAST || policy_watch_on(&precopy->input, (double)pages);
+		if (ns >= WATCH_LEAST)
+			on = policy_watch(&precopy->input, (double)pages);
 	}
-	precopy->input.watched = !on;
+	precopy->input.watched = on == POLICY_WATCH_CLEAR || ns > WATCH_MOST;
 	tell_watched(source, watched, every, clock_ns() - begun);
 	return 0;
 }

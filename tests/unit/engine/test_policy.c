@@ -257,25 +257,25 @@ Test(policy, the_guest_is_looked_at_until_it_is_clear_what_it_writes)
 	input.dirty_rate = 2e9;
 	input.working_set = 900e6;
 	input.horizon_ns = 10e6;
-	cr_assert(policy_watch_on(&input, 100));
+	cr_assert_eq(policy_watch(&input, 100), POLICY_WATCH_ON);
 	/* Most of it was seen: no round gains anything. */
 	input.horizon_ns = 160e6;
 	input.working_set = 300e6;
 	input.data_bytes = input.left_bytes = 320e6;
-	cr_assert_not(policy_watch_on(&input, 1000));
+	cr_assert_eq(policy_watch(&input, 1000), POLICY_WATCH_CLEAR);
 	/* So few that nothing depends on it. */
 	input = at_start();
 	input.dirty_rate = 1e6;
 	input.horizon_ns = 10e6;
-	cr_assert_not(policy_watch_on(&input, 1));
+	cr_assert_eq(policy_watch(&input, 1), POLICY_WATCH_CLEAR);
 	/* It has cost too much already. */
 	input.dirty_rate = 2e9;
 	input.working_set = 900e6;
 	input.horizon_ns = 10e6;
-	cr_assert_not(policy_watch_on(&input, 1e5));
+	cr_assert_eq(policy_watch(&input, 1e5), POLICY_WATCH_DEAR);
 	/* There is only one thing to do. */
 	input.mode = POLICY_PRECOPY;
-	cr_assert_not(policy_watch_on(&input, 100));
+	cr_assert_eq(policy_watch(&input, 100), POLICY_WATCH_CLEAR);
 }
 
 Test(policy, a_short_standstill_of_its_writes_is_no_end_of_them)
@@ -287,9 +287,9 @@ Test(policy, a_short_standstill_of_its_writes_is_no_end_of_them)
 	input.dirty_rate = 5e9;
 	input.working_set = 10e6;
 	input.horizon_ns = 20e6;
-	cr_assert(policy_watch_on(&input, 150));
+	cr_assert_eq(policy_watch(&input, 150), POLICY_WATCH_ON);
 	input.horizon_ns = 40e6;
-	cr_assert_not(policy_watch_on(&input, 150));
+	cr_assert_eq(policy_watch(&input, 150), POLICY_WATCH_CLEAR);
 }
 
 Test(policy, what_was_watched_until_it_was_clear_is_decided_whatever_the_confidence)
