@@ -146,7 +146,8 @@ static bool has_flag(const struct model *model, const char *flag)
 	return false;
 }
 
-/* Flags in registers that the guest has only if another flag says so. */
+/* Flags in registers that the guest has only if another flag says so; where no word says whether it
+ * does, they are no less worth asking for. */
 static bool is_hidden(const struct model *model, const char *name)
 {
 	static const struct {
@@ -166,7 +167,8 @@ static bool is_hidden(const struct model *model, const char *name)
 
 	for (size_t i = 0; i < sizeof(details) / sizeof(details[0]); i++)
 		if (fnmatch(details[i].pattern, name, 0) == 0)
-			return !has_flag(model, details[i].flag);
+			return cpuid_says(model->words, details[i].flag) &&
+			       !has_flag(model, details[i].flag);
 	return false;
 }
 
@@ -219,7 +221,7 @@ static void tell_model(struct ask *asking, const char *path)
 			      .kvm = accelerator && strcmp(accelerator, "kvm") == 0};
 	json_t *words = ask_property(asking, path, "feature-words");
 
-	model.words = words;
+	model.words = json_array_size(words) ? words : NULL;
 	cpuid_each(words, add_flag, &model);
 	ask_each(asking, path, is_of_model, take_of_model, &model);
 	facts_add(asking->facts, "cpu flags", "%s", model.flags);

@@ -116,7 +116,7 @@ static bool has_name(const struct word *word, const char *wanted)
 	for (const char *name = word->names; *name; name += bytes + (name[bytes] == ' ')) {
 		bytes = strcspn(name, " ");
 		if (bytes == length && memcmp(name, wanted, bytes) == 0)
-			return true;
+			return strcmp(wanted, NO_NAME) != 0;
 	}
 	return false;
 }
@@ -124,76 +124,94 @@ static bool has_name(const struct word *word, const char *wanted)
 /* --- Words --------------------------------------------------------------------------------------
  */
 
-/* As QEMU told one of its words. */
-static struct word place_of(const json_t *told)
-{
-	const json_t *subleaf = json_object_get(told, "cpuid-input-ecx");
-	const char *place = json_string_value(json_object_get(told, "cpuid-register"));
+/* A word as QEMU told it. */
+struct told {
+	struct word place;
+	const struct word *known; /* NULL: nothing is known of it */
+	uint32_t features;
+};
 
-	return (struct word){
-		.leaf = (uint32_t)json_number_value(json_object_get(told, "cpuid-input-eax")),
-		.subleaf = subleaf ? (int32_t)json_number_value(subleaf) : NO_SUBLEAF,
-		.place = place ? place : ""};
+/* False: that is no number of 32 bits. */
+static bool take_number(const json_t *word, const char *key, uint32_t *number)
+{
+	const json_t *value = json_object_get(word, key);
+	json_int_t told = json_integer_value(value);
+
+	*number = (uint32_t)told;
+	return json_is_integer(value) && told >= 0 && told <= UINT32_MAX;
 }
 
-/* What is known of it, or NULL. */
-static const struct word *find(const json_t *told)
+static void look_up(struct told *told)
 {
-	struct word place = place_of(told);
-
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-		if (known[i].leaf == place.leaf && known[i].subleaf == place.subleaf &&
-		    strcmp(known[i].place, place.place) == 0)
-			return &known[i];
-	return NULL;
+		if (known[i].leaf == told->place.leaf && known[i].subleaf == told->place.subleaf &&
+		    strcmp(known[i].place, told->place.place) == 0)
+			told->known = &known[i];
+}
+
+/* False: what a word of that shape says is not known, so its flags have to be asked for. */
+static bool take_word(const json_t *word, struct told *told)
+{
+	const char *place = json_string_value(json_object_get(word, "cpuid-register"));
+	uint32_t subleaf = 0;
+	bool has_subleaf = json_object_get(word, "cpuid-input-ecx") != NULL;
+
+	*told = (struct told){.place.place = place};
+	if (!place || !take_number(word, "cpuid-input-eax", &told->place.leaf) ||
+	    !take_number(word, "features", &told->features) ||
+	    (has_subleaf && !take_number(word, "cpuid-input-ecx", &subleaf)) || subleaf > INT32_MAX)
+		return false;
+	told->place.subleaf = has_subleaf ? (int32_t)subleaf : NO_SUBLEAF;
+	look_up(told);
+	return true;
 }
 
 bool cpuid_says(const json_t *words, const char *property)
 {
 	char text[CPUID_NAME_MAX];
 	const char *name = usual(property, text);
-	json_t *told;
+	json_t *word;
 	size_t i;
 
-	json_array_foreach ((json_t *)words, i, told) {
-		const struct word *word = find(told);
-		if (word && has_name(word, name))
+	json_array_foreach ((json_t *)words, i, word) {
+		struct told told;
+		if (take_word(word, &told) && told.known && has_name(told.known, name))
 			return true;
 	}
 	return false;
 }
 
-static void name_place(const json_t *told, unsigned bit, char text[CPUID_NAME_MAX])
+static void name_place(const struct word *place, unsigned bit, char text[CPUID_NAME_MAX])
 {
-	struct word place = place_of(told);
 	char subleaf[16] = "";
 
-	if (place.subleaf != NO_SUBLEAF)
-		snprintf(subleaf, sizeof(subleaf), ".%d", place.subleaf);
-	int bytes = snprintf(text, CPUID_NAME_MAX, "cpuid-%x%s-%.3s-%u", place.leaf, subleaf,
-			     place.place, bit);
+	if (place->subleaf != NO_SUBLEAF)
+		snprintf(subleaf, sizeof(subleaf), ".%d", place->subleaf);
+	int bytes = snprintf(text, CPUID_NAME_MAX, "cpuid-%x%s-%.3s-%u", place->leaf, subleaf,
+			     place->place, bit);
 	for (int i = 0; i < bytes && i < CPUID_NAME_MAX; i++)
 		text[i] = (char)tolower((unsigned char)text[i]);
 }
 
 void cpuid_each(const json_t *words, void (*take)(void *context, const char *name), void *context)
 {
-	json_t *told;
+	json_t *word;
 	size_t i;
 
-	json_array_foreach ((json_t *)words, i, told) {
-		uint32_t value = (uint32_t)json_number_value(json_object_get(told, "features"));
-		const struct word *word = find(told);
+	json_array_foreach ((json_t *)words, i, word) {
+		struct told told;
+		if (!take_word(word, &told))
+			continue;
 		for (unsigned bit = 0; bit < BITS; bit++) {
 			char text[CPUID_NAME_MAX];
 			size_t bytes = 0;
-			const char *name = word ? name_of(word, bit, &bytes) : NULL;
-			if (!(value >> bit & 1))
+			const char *name = told.known ? name_of(told.known, bit, &bytes) : NULL;
+			if (!(told.features >> bit & 1))
 				continue;
 			if (name)
 				snprintf(text, sizeof(text), "%.*s", (int)bytes, name);
 			else
-				name_place(told, bit, text);
+				name_place(&told.place, bit, text);
 			take(context, text);
 		}
 	}

@@ -98,3 +98,41 @@ Test(cpuid, does_not_answer_for_what_it_was_not_told, .init = set_up, .fini = te
 	cr_assert(!cpuid_says(words, "vmx-ept") && !cpuid_says(words, "hv-time"));
 	cr_assert_str_eq(all(), "");
 }
+
+/* Nor for a word that is not as QEMU tells one: its flags are asked for, too. */
+Test(cpuid, does_not_answer_for_a_word_it_cannot_read, .init = set_up, .fini = tear_down)
+{
+	static const char *const odd[] = {
+		"{'cpuid-input-eax': 1, 'cpuid-register': 'EDX'}",
+		"{'cpuid-input-eax': 1, 'cpuid-register': 'EDX', 'features': null}",
+		"{'cpuid-input-eax': 1, 'cpuid-register': 'EDX', 'features': '1'}",
+		"{'cpuid-input-eax': 1, 'cpuid-register': 'EDX', 'features': 1.0}",
+		"{'cpuid-input-eax': 1, 'cpuid-register': 'EDX', 'features': -1}",
+		"{'cpuid-input-eax': 1, 'cpuid-register': 'EDX', 'features': 4294967296}",
+		"{'cpuid-input-eax': 4294967297, 'cpuid-register': 'EDX', 'features': 1}",
+		"{'cpuid-input-eax': 1, 'cpuid-input-ecx': -1, 'cpuid-register': 'EDX', "
+		"'features': 1}",
+		"{'cpuid-input-eax': 1, 'cpuid-register': 3, 'features': 1}",
+		"{'features': 1}",
+		"[1]",
+		"1",
+	};
+
+	for (size_t i = 0; i < sizeof(odd) / sizeof(odd[0]); i++) {
+		char text[256];
+		snprintf(text, sizeof(text), "%s", odd[i]);
+		for (char *at = text; *at; at++)
+			*at = *at == '\'' ? '"' : *at;
+		json_t *word = json_loads(text, JSON_DECODE_ANY, NULL);
+		cr_assert_not_null(word, "%s", text);
+		json_array_append_new(words, word);
+		cr_assert(!cpuid_says(words, "fpu"), "%s", text);
+		cr_assert_str_eq(all(), "", "%s: %s", text, told);
+	}
+}
+
+Test(cpuid, a_bit_without_a_name_has_no_name_to_say, .init = set_up, .fini = tear_down)
+{
+	add(1, -1, "EDX", 1);
+	cr_assert(!cpuid_says(words, "-") && !cpuid_says(words, "_"));
+}
