@@ -144,7 +144,8 @@ struct jaunt_vm_ops {
 	int (*track_collect)(void *vm, jaunt_dirty_run *emit, void *context,
 			     struct jaunt_error *error);
 	/* The VM runs at full speed again: 0. Else it may not, -errno with `error`: to be called
-	 * once more, until which track_start() and track_sample() may fail, too. */
+	 * once more, until which track_start() and track_sample() may fail, too. Also called when
+	 * one of these has failed, and when nothing is on. */
 	int (*track_stop)(void *vm, struct jaunt_error *error);
 	/* Optional, beside them; both or none. Before track_start(): from now on the driver notes
 	 * whether a page is written for about one page in `every` (a power of two), drawn at

@@ -46,6 +46,7 @@ static int driver_open(struct tracker *tracker, struct jaunt_error *error)
 
 static int driver_start(struct tracker *tracker, struct jaunt_error *error)
 {
+	tracker->half_on = true; /* if it fails, too, for all that is known */
 	return tracker->ops->track_start(tracker->vm, error);
 }
 
@@ -66,6 +67,7 @@ static int driver_sample(struct tracker *tracker, unsigned every)
 
 	if (!ops->track_sample || !ops->track_sampled)
 		return -ENOTSUP;
+	tracker->half_on = true;
 	return ops->track_sample(tracker->vm, every);
 }
 
@@ -171,12 +173,22 @@ void tracker_close(struct tracker *tracker)
 	free(tracker);
 }
 
+/* What has failed is not to cost the guest anything. If that cannot be done now, a stop tries again.
+ */
+static void take_back(struct tracker *tracker)
+{
+	struct jaunt_error ignored = {0}; /* the first says why */
+	tracker_stop(tracker, &ignored);
+}
+
 int tracker_sample(struct tracker *tracker, unsigned every)
 {
 	int result = -ENOTSUP;
 
 	if (tracker->kind && tracker->kind->sample)
 		result = tracker->kind->sample(tracker, every);
+	if (result < 0)
+		take_back(tracker);
 	tracker->sampling = result == 0;
 	return result;
 }
@@ -200,7 +212,7 @@ static int try_next(struct tracker *tracker, struct jaunt_error *error)
 
 int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 {
-	int result;
+	int result = -ENOTSUP;
 
 	/* A driver may find out only now that this VM of its cannot. */
 	while (tracker->kind && another_may(result = tracker->kind->start(tracker, error)) &&
@@ -211,8 +223,10 @@ int tracker_start(struct tracker *tracker, struct jaunt_error *error)
 	}
 	if (!tracker->kind)
 		return error_set(error, ENOTSUP, "no-tracker", "there is no dirty tracking here");
-	if (result < 0)
+	if (result < 0) {
+		take_back(tracker);
 		return error_context(error, "start dirty tracking");
+	}
 	tracker->started = true;
 	tracker->sampling = false;
 	return 0;
@@ -228,7 +242,7 @@ int tracker_collect(struct tracker *tracker, bool running, struct jaunt_error *e
 
 int tracker_collect_stale(struct tracker *tracker, struct jaunt_error *error)
 {
-	if (!tracker->kind->collect_stale)
+	if (!tracker->started || !tracker->kind->collect_stale)
 		return tracker_collect(tracker, true, error);
 	int result = tracker->kind->collect_stale(tracker, error);
 	return result < 0 ? error_context(error, "collect dirty pages") : 0;

@@ -47,7 +47,8 @@ void tracker_close(struct tracker *tracker); /* stops it, if it can; NULL is fin
 int tracker_sample(struct tracker *tracker, unsigned every);
 /* How many of these pages were written since, or -errno. */
 int64_t tracker_sampled(struct tracker *tracker);
-/* -ENOTSUP: no kind that may be used can track this VM, even if one could look at a sample. */
+/* -ENOTSUP: no kind that may be used can track this VM, even if one could look at a sample. If it
+ * fails nothing is on, the sample neither, or a stop is to try that again. */
 int tracker_start(struct tracker *tracker, struct jaunt_error *error);
 /* Marks in `dirty` what was written since the start or the last collect. `running` is false only
  * while every vCPU stands still: then it may be faster, and the next collect may tell the same. */

@@ -27,7 +27,9 @@ struct tracker {
 	const struct tracker_ops *kind; /* NULL: none is open */
 	bool any;                       /* another kind would do, too */
 	bool started, sampling;
-	bool half_on;      /* a stop has failed */
+	/* There may be something to stop: a start was tried, or a stop has failed. Never of a range
+	 * that another userfaultfd holds: to unregister it here would take it from that one. */
+	bool half_on;
 	bool stands_still; /* it paused the VM, and could not resume it */
 	const struct jaunt_vm_ops *ops;
 	void *vm;

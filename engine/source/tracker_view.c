@@ -104,6 +104,7 @@ static int protect_all(struct tracker *tracker, struct jaunt_error *error)
 		if (result < 0)
 			return result;
 	}
+	tracker->half_on = true; /* even if the VM cannot be resumed now */
 	return 0;
 }
 

@@ -121,6 +121,7 @@ Test(tracker, needs_no_pause_where_they_do_not)
  */
 
 static unsigned samples, stops, stop_fails;
+static int sample_fails;
 
 static int start_nothing(void *vm, struct jaunt_error *error)
 {
@@ -141,7 +142,7 @@ static int stop_nothing(void *vm, struct jaunt_error *error)
 static int show_sample(void *vm, unsigned every)
 {
 	samples++;
-	return 0;
+	return -sample_fails;
 }
 
 static int64_t count_sample(void *vm)
@@ -208,9 +209,44 @@ Test(tracker, that_was_asked_for_by_name_is_kept_when_it_cannot_start)
 	cr_assert_eq(tracker_start(tracker, &error), -ENOTSUP);
 	cr_assert(strstr(error.text, "not noted"), "%s", error.text);
 	cr_assert_eq(tracker_kind(tracker), TRACKER_DRIVER);
-	cr_assert_eq(tracker_sampled(tracker), 5);
+	cr_assert_eq(tracker_sampled(tracker), -EINVAL, "the start ends the sample");
+	cr_assert_eq(stops, 1, "what has failed may be half on");
+	cr_assert_eq(tracker_collect(tracker, true, &error), -EINVAL);
+	cr_assert_eq(tracker_collect_stale(tracker, &error), -EINVAL);
+	cr_assert_str_eq(error.reason, "bug");
 	tracker_close(tracker);
 	cr_assert_eq(stops, 1);
+}
+
+Test(tracker, that_was_left_half_on_is_stopped_in_the_end)
+{
+	struct jaunt_error error = {0};
+	struct tracker *tracker = NULL;
+
+	open_promising(&tracker, TRACKER_DRIVER);
+	stop_fails = 1;
+	cr_assert_eq(tracker_start(tracker, &error), -ENOTSUP);
+	cr_assert(strstr(error.text, "not noted"), "%s", error.text);
+	cr_assert_eq(stops, 1);
+	cr_assert_eq(tracker_stop(tracker, &error), 0);
+	cr_assert_eq(stops, 2);
+	tracker_close(tracker);
+	cr_assert_eq(stops, 2);
+}
+
+Test(tracker, whose_sample_fails_is_stopped)
+{
+	struct jaunt_error error = {0};
+	struct tracker *tracker = NULL;
+
+	open_promising(&tracker, TRACKER_DRIVER);
+	cr_assert_eq(tracker_stop(tracker, &error), 0);
+	sample_fails = ENOMEM;
+	cr_assert_eq(tracker_sample(tracker, 16), -ENOMEM);
+	cr_assert_eq(tracker_sampled(tracker), -EINVAL);
+	cr_assert_eq(stops, 2);
+	tracker_close(tracker);
+	cr_assert_eq(stops, 2);
 }
 
 Test(tracker, that_could_not_be_stopped_is_stopped_again)
