@@ -29,6 +29,7 @@ static _Atomic unsigned long refused; /* a request; 0: none */
 static _Atomic unsigned refuse_from;  /* so many of them pass first */
 static _Atomic int refused_with;
 static _Atomic unsigned seen;
+static _Atomic unsigned switched_on, switched_off_first; /* slots' logs; off before any was on */
 static atomic_bool sleepy; /* a thread that resets its rings sleeps meanwhile */
 
 int ioctl(int fd, unsigned long request, ...)
@@ -40,6 +41,13 @@ int ioctl(int fd, unsigned long request, ...)
 	if (request == refused && seen++ >= refuse_from) {
 		errno = refused_with;
 		return -1;
+	}
+	if (request == KVM_SET_USER_MEMORY_REGION) {
+		const struct kvm_userspace_memory_region *slot = argument;
+		if (slot->flags & KVM_MEM_LOG_DIRTY_PAGES)
+			switched_on++;
+		else
+			switched_off_first += !switched_on;
 	}
 	if (request == KVM_RESET_DIRTY_RINGS && sleepy) {
 		struct timespec time = {.tv_nsec = 1000000};
@@ -140,7 +148,10 @@ Test(track_fails, a_start_that_fails_half_way_is_taken_back_by_the_next)
 	cr_expect_eq(microvm_ops.track_start(vm, &error), -ENOMEM);
 	cr_expect(strstr(error.text, "on: "), "%s", error.text);
 	refuse(0, 0, 0);
+	switched_on = switched_off_first = 0;
 	cr_expect_eq(microvm_ops.track_start(vm, &error), 0, "%s", error.text);
+	cr_expect_gt(switched_on, 1, "nothing is tested");
+	cr_expect_geq(switched_off_first, switched_on, "the log of a slot was left on");
 	cr_expect_eq(microvm_ops.track_collect(vm, ignore, NULL, &error), 0, "%s", error.text);
 	cr_expect_eq(microvm_ops.track_stop(vm, &error), 0, "%s", error.text);
 	microvm_destroy(vm);
