@@ -230,7 +230,8 @@ class Simulate(unittest.TestCase):
 
   def test_nonsense_is_refused(self):
     for options in (('--bandwidth', '0'), ('--ram', '1G', '--data', '2G'), ('--explain', 'sideways'),
-                    ('--dirty-rate', 'fast'), ('more',), ('--no-such-option',)):
+                    ('--dirty-rate', 'fast'), ('--sweep', '--hot', '50'), ('more',),
+                    ('--no-such-option',)):
       with self.subTest(options=options):
         self.assertEqual(self.simulate(*options).returncode, 2)
 

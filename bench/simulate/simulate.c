@@ -229,6 +229,8 @@ static void parse(struct options *options, int argc, char **argv)
 		program_usage("a bandwidth of 0 moves nothing");
 	if (options->hot < 0 || options->hot > 1)
 		program_usage("--hot is a share of the writes, 0 to 100 per cent");
+	if (options->sweep && options->hot > 0)
+		program_usage("the cells of --sweep have guests of their own: no --hot");
 	if (options->hot > 0)
 		world_split(world, 0.1, options->hot);
 	world->device_ns = estimate_device_ns(world->vcpus);
