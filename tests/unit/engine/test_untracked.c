@@ -3,92 +3,20 @@
  * Both sides are in this process; neither has a vCPU. */
 #include <criterion/criterion.h>
 #include <errno.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "fault/soft_dirty.h"
-#include "jaunt.h"
+#include "moving.h"
 
 TestSuite(untracked, .timeout = 60);
 
-enum { PAGE = 4096, PAGES = 8192 };
+enum { PAGES = 8192 };
 
-struct vm {
-	struct jaunt_region region;
-	unsigned resumed;
-};
-
-static struct vm source, target;
-static struct jaunt_migration *departure, *arrival;
 static unsigned looks, starts;
 static bool sampling;
 
-static void vm_open(struct vm *vm)
-{
-	struct jaunt_region ram = {
-		.name = "ram", .bytes = (uint64_t)PAGES * PAGE, .page_bytes = PAGE};
-
-	ram.fd = memfd_create("untracked", MFD_CLOEXEC);
-	cr_assert_eq(ftruncate(ram.fd, (off_t)ram.bytes), 0);
-	ram.view = mmap(NULL, ram.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ram.fd, 0);
-	cr_assert_neq(ram.view, MAP_FAILED);
-	*vm = (struct vm){.region = ram};
-}
-
-static void vm_close(struct vm *vm)
-{
-	munmap(vm->region.view, vm->region.bytes);
-	close(vm->region.fd);
-}
-
 /* --- As a driver has it ------------------------------------------------------------------------
  */
-
-static int describe(void *context, struct jaunt_description *out, struct jaunt_error *error)
-{
-	struct vm *vm = context;
-
-	(void)error;
-	*out = (struct jaunt_description){.name = "vm", .regions = &vm->region, .region_count = 1};
-	return 0;
-}
-
-static int stand_still(void *context, uint64_t *when_ns, struct jaunt_error *error)
-{
-	(void)context, (void)error;
-	*when_ns = clock_ns();
-	return 0;
-}
-
-static int save(void *context, void **state, size_t *bytes, struct jaunt_error *error)
-{
-	(void)context, (void)error;
-	*state = malloc(1);
-	*bytes = 0;
-	return 0;
-}
-
-static int load(void *context, const void *state, size_t bytes, struct jaunt_error *error)
-{
-	(void)context, (void)state, (void)bytes, (void)error;
-	return 0;
-}
-
-static int run(void *context, uint64_t *when_ns, struct jaunt_error *error)
-{
-	struct vm *vm = context;
-
-	(void)error;
-	*when_ns = clock_ns();
-	vm->resumed++;
-	return 0;
-}
 
 static int sample(void *context, unsigned every)
 {
@@ -131,11 +59,11 @@ static int no_userfaultfd(void *context, struct jaunt_error *error)
 }
 
 static const struct jaunt_vm_ops here = {.driver = "untracked",
-					 .describe = describe,
-					 .pause = stand_still,
-					 .save = save,
-					 .load = load,
-					 .resume = run,
+					 .describe = moving_describe,
+					 .pause = moving_pause,
+					 .save = moving_save,
+					 .load = moving_load,
+					 .resume = moving_resume,
 					 .userfaultfd = no_userfaultfd,
 					 .track_start = start,
 					 .track_collect = collect,
@@ -144,109 +72,96 @@ static const struct jaunt_vm_ops here = {.driver = "untracked",
 					 .track_sampled = sampled};
 
 static const struct jaunt_vm_ops there = {.driver = "untracked",
-					  .describe = describe,
-					  .pause = stand_still,
-					  .save = save,
-					  .load = load,
-					  .resume = run};
-
-static int create(void *context, const struct jaunt_description *asked, void **vm,
-		  struct jaunt_error *error)
-{
-	(void)asked, (void)error;
-	*vm = context;
-	return 0;
-}
-
-static void destroy(void *context, void *vm)
-{
-	(void)context, (void)vm;
-}
+					  .describe = moving_describe,
+					  .pause = moving_pause,
+					  .save = moving_save,
+					  .load = moving_load,
+					  .resume = moving_resume};
 
 /* --- Moving it ---------------------------------------------------------------------------------
  */
 
-static int arrived;
-
-static void *arrive(void *ignored)
-{
-	struct jaunt_error error = {0};
-
-	(void)ignored;
-	arrived = jaunt_migration_run(arrival, &error);
-	return NULL;
-}
-
 /* The source's outcome. */
-static int move(const char *mode, bool no_post_copy, struct jaunt_error *error)
+static int move(const struct jaunt_options *options, struct jaunt_error *error)
 {
-	const struct jaunt_vm_factory factory = {
-		.ops = &there, .create = create, .destroy = destroy};
-	struct jaunt_options options;
-	pthread_t thread;
-	char peer[64];
-
 	if (soft_dirty_supported())
 		cr_skip_test("this kernel has soft-dirty bits: the VM can be tracked");
-	vm_open(&source);
-	vm_open(&target);
-	memset(source.region.view, 7, source.region.bytes);
-	jaunt_options_init(&options);
-	options.peer = "tcp:127.0.0.1:0";
-	cr_assert_eq(jaunt_target_open(&arrival, &factory, &target, &options, error), 0, "%s",
-		     error->text);
-	pthread_create(&thread, NULL, arrive, NULL);
-	snprintf(peer, sizeof(peer), "tcp:127.0.0.1:%u", jaunt_target_port(arrival));
-	options.peer = peer;
-	options.mode = mode;
-	options.no_post_copy = no_post_copy;
-	cr_assert_eq(jaunt_source_open(&departure, &here, &source, &options, error), 0, "%s",
-		     error->text);
-	int outcome = jaunt_migration_run(departure, error);
-	pthread_join(thread, NULL);
-	jaunt_migration_close(departure);
-	jaunt_migration_close(arrival);
+	int outcome = moving_move(&here, &there, PAGES, options, error);
 	cr_assert_gt(looks, 0, "no sample was looked at: nothing is tested");
-	cr_assert_eq(starts, 1);
 	cr_assert_not(sampling, "the sample is to be off");
 	return outcome;
 }
 
-static void close_both(void)
-{
-	vm_close(&source);
-	vm_close(&target);
-}
-
-static void check_stays(const char *mode, bool no_post_copy, const char *reason)
+static void check_moves(const struct jaunt_options *options)
 {
 	struct jaunt_error error = {0};
 
-	cr_assert_eq(move(mode, no_post_copy, &error), JAUNT_FAILED);
+	cr_assert_eq(move(options, &error), JAUNT_DONE, "%s", error.text);
+	cr_assert_eq(moving.arrived, JAUNT_DONE, "%s", moving.arrived_with.text);
+	cr_assert_eq(moving.target.resumed, 1);
+	cr_assert_eq(moving.source.resumed, 0);
+	cr_assert(moving.same, "the target has other bytes than the source");
+}
+
+static void check_stays(const struct jaunt_options *options, const char *reason)
+{
+	struct jaunt_error error = {0};
+
+	cr_assert_eq(move(options, &error), JAUNT_FAILED);
 	cr_assert_str_eq(error.reason, reason, "%s: %s", error.reason, error.text);
-	cr_assert_neq(arrived, JAUNT_DONE);
-	cr_assert_eq(target.resumed, 0);
-	close_both();
+	cr_assert_neq(moving.arrived, JAUNT_DONE);
+	cr_assert_eq(moving.target.resumed, 0);
+}
+
+static struct jaunt_options in_mode(const char *mode)
+{
+	struct jaunt_options options;
+
+	jaunt_options_init(&options);
+	options.mode = mode;
+	return options;
 }
 
 Test(untracked, a_mode_that_is_free_does_without_rounds)
 {
-	struct jaunt_error error = {0};
+	struct jaunt_options options = in_mode("auto");
 
-	cr_assert_eq(move("auto", false, &error), JAUNT_DONE, "%s", error.text);
-	cr_assert_eq(arrived, JAUNT_DONE);
-	cr_assert_eq(target.resumed, 1);
-	cr_assert_eq(source.resumed, 0);
-	cr_assert_arr_eq(source.region.view, target.region.view, source.region.bytes);
-	close_both();
+	check_moves(&options);
+	cr_assert_eq(starts, 1);
+}
+
+Test(untracked, so_it_does_where_post_copy_is_forbidden_and_a_stop_is_short)
+{
+	struct jaunt_options options = in_mode("auto");
+
+	options.no_post_copy = true;
+	options.downtime_limit_ms = 60000;
+	check_moves(&options);
+}
+
+Test(untracked, where_it_would_be_long_the_vm_stays)
+{
+	struct jaunt_options options = in_mode("auto");
+
+	options.no_post_copy = true;
+	options.downtime_limit_ms = 10;
+	options.bandwidth_bytes_per_s = 10000000;
+	check_stays(&options, "limits");
+	cr_assert_eq(starts, 1);
 }
 
 Test(untracked, a_mode_of_rounds_fails_and_says_why)
 {
-	check_stays("pre-copy", false, "no-tracker");
+	struct jaunt_options options = in_mode("pre-copy");
+
+	check_stays(&options, "no-tracker");
+	cr_assert_eq(starts, 1);
 }
 
 Test(untracked, so_does_one_that_ends_with_a_switch)
 {
-	check_stays("hybrid", false, "no-tracker");
+	struct jaunt_options options = in_mode("hybrid");
+
+	check_stays(&options, "no-tracker");
+	cr_assert_eq(starts, 1);
 }
