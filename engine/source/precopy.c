@@ -472,6 +472,7 @@ static int prepare(struct source *source, struct jaunt_error *error)
 int source_precopy(struct source *source, struct jaunt_error *error)
 {
 	struct precopy *precopy = &source->precopy;
+	struct jaunt_error ignored = {0};
 
 	source->complete_first = strcmp(source->base.options.mode, "stop-and-copy") == 0;
 	if (!migration_has_rounds(source->base.options.mode))
@@ -492,7 +493,7 @@ int source_precopy(struct source *source, struct jaunt_error *error)
 	source->complete_first = precopy->decision.action == POLICY_FINISH;
 	set_throttle(source, 0);
 	if (!atomic_load(&precopy->rounds.begun)) {
-		source_untrack(source); /* nothing was sent, so nothing can be stale */
+		source_untrack(source, &ignored); /* nothing was sent: nothing can be stale */
 		return source_await_exposed(source, error);
 	}
 	source_end_exposing(source);
@@ -506,6 +507,8 @@ void source_unthrottle(struct source *source)
 
 void source_precopy_end(struct source *source)
 {
+	struct jaunt_error ignored = {0};
+
 	source_unthrottle(source);
-	source_untrack(source);
+	source_untrack(source, &ignored);
 }

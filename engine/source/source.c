@@ -386,6 +386,19 @@ static int move(struct source *source, struct jaunt_error *error)
 	return serve_until_complete(source, error);
 }
 
+/* Behind the end. A VM that goes on here may be slower than before: whoever asked is to know. */
+static void untrack(struct source *source, struct jaunt_error *why)
+{
+	struct jaunt_migration *base = &source->base;
+	struct jaunt_error failed = {0};
+
+	if (source_untrack(source, &failed) == 0 || base->status.vm_is_at != JAUNT_AT_SOURCE)
+		return;
+	error_context(&failed, "%s; and then", why->text);
+	memcpy(why->text, failed.text, sizeof(why->text));
+	migration_reason(base, why);
+}
+
 static int source_run(struct jaunt_migration *migration, struct jaunt_error *error)
 {
 	struct source *source = (struct source *)migration;
@@ -402,7 +415,7 @@ static int source_run(struct jaunt_migration *migration, struct jaunt_error *err
 	int outcome = move(source, error);
 	process_unwatch(&source->process);
 	source_disconnect(source);
-	source_untrack(source);
+	untrack(source, error);
 	if (!migration->committed)
 		source_tell_abort(source, error);
 	if (source->linked)
@@ -497,7 +510,7 @@ static void source_close(struct jaunt_migration *migration)
 	source_disconnect(source);
 	if (source->ops->report_to)
 		source->ops->report_to(source->vm, NULL);
-	source_untrack(source);
+	atomic_store(&source->shared.tracking, false);
 	tracker_close(source->tracker);
 	dirty_close(&source->shared.dirty);
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)

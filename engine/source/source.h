@@ -176,8 +176,9 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 int source_collect(struct source *source, struct jaunt_error *error);
 /* The same while the VM runs, behind the last round: what is marked is told as stale. */
 int source_collect_stale(struct source *source, struct jaunt_error *error);
-/* Ends tracking, if there is any: the guest is as fast as before. Marks stay. */
-void source_untrack(struct source *source);
+/* Ends tracking, if there is any: 0, the guest is as fast as before. Else -errno with `error`; it is
+ * tried again at the end. Marks stay. */
+int source_untrack(struct source *source, struct jaunt_error *error);
 void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
 		    uint64_t count, bool discarded);
 

@@ -78,14 +78,15 @@ int source_collect_stale(struct source *source, struct jaunt_error *error)
 	return result;
 }
 
-void source_untrack(struct source *source)
+int source_untrack(struct source *source, struct jaunt_error *error)
 {
 	/* A report that has seen it set may still be marking: the map stays until the source is
 	 * closed. */
-	struct jaunt_error error = {0};
 	atomic_store(&source->shared.tracking, false);
-	if (tracker_stop(source->tracker, &error) < 0) /* tried again at the end */
-		trace_event(source->base.lane, "untrack", "%s", error.text);
+	int result = tracker_stop(source->tracker, error);
+	if (result < 0)
+		trace_event(source->base.lane, "untrack", "%s", error->text);
+	return result;
 }
 
 void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
