@@ -3,7 +3,7 @@
  * Theory of operation: why no dirty page is missed
  *
  * Bits. A page's bit is set by fetch_or (release), even if it looks set already, and cleared by
- * compare-and-exchange (acquire). All of them are read-modify-writes of one word, so the one that
+ * compare-and-exchange or fetch_and (acquire). All of them are read-modify-writes of one word, so the one that
  * clears reads from every mark before it and is ordered behind all of these: the bytes that the
  * caller reads after a take are at least as new as what any of those marks was about. A mark after
  * the take sets the bit again.
@@ -181,6 +181,38 @@ bool dirty_take(struct dirty *dirty, size_t region, uint64_t from, uint64_t end,
 	}
 	*count = taken;
 	return true;
+}
+
+static uint32_t subtract_in_group(struct dirty_region *region, const struct dirty_region *there,
+				  uint64_t group)
+{
+	uint32_t taken = 0;
+
+	for (uint64_t i = group * GROUP_WORDS; i < least(region->words, (group + 1) * GROUP_WORDS);
+	     i++) {
+		uint64_t mask = atomic_load_explicit(&there->bits[i], memory_order_relaxed);
+		if (!(atomic_load_explicit(&region->bits[i], memory_order_relaxed) & mask))
+			continue;
+		mask &= atomic_fetch_and_explicit(&region->bits[i], ~mask, memory_order_acq_rel);
+		taken += (uint32_t)__builtin_popcountll(mask);
+	}
+	atomic_fetch_sub_explicit(&region->counts[group], taken, memory_order_relaxed);
+	return taken;
+}
+
+uint64_t dirty_subtract(struct dirty *dirty, const struct dirty *there)
+{
+	uint64_t taken = 0;
+
+	for (size_t i = 0; i < dirty->region_count && i < there->region_count; i++) {
+		struct dirty_region *at = &dirty->regions[i];
+		const struct dirty_region *other = &there->regions[i];
+		for (uint64_t group = 0; group < at->groups; group++)
+			if (atomic_load_explicit(&at->counts[group], memory_order_relaxed) &&
+			    atomic_load_explicit(&other->counts[group], memory_order_relaxed))
+				taken += subtract_in_group(at, other, group);
+	}
+	return taken;
 }
 
 uint64_t dirty_count(const struct dirty *dirty, size_t region)

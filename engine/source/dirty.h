@@ -46,6 +46,10 @@ void dirty_mark(struct dirty *dirty, size_t region, uint64_t first, uint64_t cou
 bool dirty_take(struct dirty *dirty, size_t region, uint64_t from, uint64_t end, uint64_t most,
 		uint64_t *first, uint64_t *count);
 
+/* Takes all that are dirty in `there` as well; how many. `there` is of the same memory, and nobody
+ * marks or takes in it meanwhile. */
+uint64_t dirty_subtract(struct dirty *dirty, const struct dirty *there);
+
 /* The first dirty page at or behind `from` and before `end`, or `end`. Takes nothing. */
 uint64_t dirty_next(const struct dirty *dirty, size_t region, uint64_t from, uint64_t end);
 

@@ -48,6 +48,32 @@ Test(dirty, is_empty_when_opened)
 	dirty_close(&dirty);
 }
 
+Test(dirty, is_taken_where_another_map_has_marks)
+{
+	struct dirty dirty = opened(), there = opened();
+	cr_expect_eq(dirty_subtract(&dirty, &there), 0);
+	dirty_mark(&dirty, 0, 4000, 300);
+	dirty_mark(&dirty, 0, PAGES - 2, 2);
+	dirty_mark(&dirty, 1, 3, 1);
+	dirty_mark(&there, 0, 4090, 10);
+	dirty_mark(&there, 0, 4280, 100);
+	dirty_mark(&there, 0, PAGES - 1, 1);
+	dirty_mark(&there, 1, 4, 66);
+	cr_expect_eq(dirty_subtract(&dirty, &there), 10 + 20 + 1);
+	cr_expect_eq(dirty_count(&dirty, 0), 300 + 2 - 31);
+	cr_expect_eq(dirty_count(&dirty, 1), 1);
+	cr_expect_eq(dirty_count_all(&there), 10 + 100 + 1 + 66, "it is only read");
+	expect_take(&dirty, 0, 0, UINT64_MAX, UINT64_MAX, 4000, 90);
+	expect_take(&dirty, 0, 0, UINT64_MAX, UINT64_MAX, 4100, 180);
+	expect_take(&dirty, 0, 0, UINT64_MAX, UINT64_MAX, PAGES - 2, 1);
+	expect_none(&dirty, 0, 0, UINT64_MAX);
+	expect_take(&dirty, 1, 0, UINT64_MAX, UINT64_MAX, 3, 1);
+	cr_expect_eq(dirty_subtract(&dirty, &there), 0);
+	cr_expect_eq(dirty_count_all(&dirty), 0);
+	dirty_close(&dirty);
+	dirty_close(&there);
+}
+
 Test(dirty, gives_back_a_run_over_words_and_groups_once)
 {
 	struct dirty dirty = opened();
