@@ -391,24 +391,37 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-int source_ping(struct source *source, uint64_t *took_ns, struct jaunt_error *error)
+uint64_t source_send_ping(struct source *source)
 {
-	Jaunt__Control message = JAUNT__CONTROL__INIT, *answer;
+	Jaunt__Control message = JAUNT__CONTROL__INIT;
 	Jaunt__Ping ping = JAUNT__PING__INIT;
 
 	ping.sent_ns = clock_ns();
 	message.message_case = JAUNT__CONTROL__MESSAGE_PING;
 	message.ping = &ping;
 	link_send(&source->link, &message);
+	return ping.sent_ns;
+}
+
+int source_take_pong(Jaunt__Control *message, struct jaunt_error *error)
+{
+	int result = message->message_case == JAUNT__CONTROL__MESSAGE_PONG
+			     ? 0
+			     : source_unexpected(message, error);
+	control_free(message);
+	return result;
+}
+
+int source_ping(struct source *source, uint64_t *took_ns, struct jaunt_error *error)
+{
+	Jaunt__Control *answer;
+	uint64_t sent_ns = source_send_ping(source);
 	int result = source_next(source, source_deadline(source), &answer, error);
+
 	if (result < 0)
 		return result;
-	*took_ns = clock_ns() - ping.sent_ns;
-	result = answer->message_case == JAUNT__CONTROL__MESSAGE_PONG
-			 ? 0
-			 : source_unexpected(answer, error);
-	control_free(answer);
-	return result;
+	*took_ns = clock_ns() - sent_ns;
+	return source_take_pong(answer, error);
 }
 
 static int measure_round_trip(struct source *source, struct jaunt_error *error)

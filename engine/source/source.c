@@ -513,6 +513,7 @@ static void source_close(struct jaunt_migration *migration)
 	atomic_store(&source->shared.tracking, false);
 	tracker_close(source->tracker);
 	dirty_close(&source->shared.dirty);
+	dirty_close(&source->stale.told);
 	for (unsigned i = 0; i < SOURCE_SERVES_MAX; i++)
 		free(source->serves[i]);
 	for (unsigned i = 0; i < SOURCE_STREAMS_MAX; i++)

@@ -35,9 +35,11 @@ struct rejoin {
 
 /* What rounds brought and the VM has written since; see stale.c. */
 struct stale {
-	uint64_t next_ns; /* when to look again, while the VM's state goes ahead */
-	uint64_t beside;  /* pages that were told meanwhile */
-	uint64_t last;    /* and that were left for the pause */
+	struct dirty told; /* pages; they are stale for good */
+	uint64_t next_ns;  /* when to look again, while the VM's state goes ahead */
+	unsigned looks;    /* meanwhile */
+	uint64_t beside;   /* pages that were told meanwhile */
+	uint64_t last;     /* and that were left for the pause */
 };
 
 struct source {
@@ -106,6 +108,10 @@ int source_next(struct source *source, uint64_t until_ns, Jaunt__Control **messa
 uint64_t source_deadline(const struct source *source);
 /* Asks the target, which answers when it has dealt with all that was sent before: 0, or -errno. */
 int source_ping(struct source *source, uint64_t *took_ns, struct jaunt_error *error);
+/* The two halves of that: when it was sent, and whether a message, which it frees, is the answer.
+ */
+uint64_t source_send_ping(struct source *source);
+int source_take_pong(Jaunt__Control *message, struct jaunt_error *error);
 /* What to say of a message that has no place here; also of REFUSED and FAILED. */
 int source_unexpected(const Jaunt__Control *message, struct jaunt_error *error);
 /* HELLO, and what the target can do. 0 or -errno. */
@@ -188,8 +194,13 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 
 /* While the VM runs: until few are left. */
 int source_tell_stale(struct source *source, struct jaunt_error *error);
-/* While its state goes ahead, if it is time to, and if looking does not pause the VM. */
-int source_tell_stale_beside(struct source *source, struct jaunt_error *error);
+/* While its state goes ahead, if it is time to, and if looking does not pause the VM; not as long as
+ * the target has not said that it took what was sent. Adds what it sends to *unanswered, in bytes,
+ * about. */
+int source_tell_stale_beside(struct source *source, size_t *unanswered, struct jaunt_error *error);
+/* For how long not to look again: where a look took so long, and the VM had written again so many
+ * pages that were told already. */
+uint64_t source_stale_rest_ns(uint64_t took_ns, uint64_t again, double tracking_ns, unsigned vcpus);
 /* The vCPUs stand still, their state is saved: what is stale beyond what was told. */
 int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error);
 

@@ -7,11 +7,14 @@
  * moments. When the rounds are over they are told until few are left; and if the VM's state is
  * begun while it runs, which may take seconds, every few milliseconds until that is done.
  *
+ * A page that was told is stale for good, so it is told once, whatever is written to it later.
+ *
  * The barrier: stale runs are told only after every stream's last ROUND was acknowledged, that is,
  * after everything sent before is placed. Else an older copy could arrive behind the word that it
  * is stale, and pass for the page.
  */
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -22,11 +25,14 @@
 #define STALE_FEW    1024u         /* pages that may as well be told in the pause */
 #define STALE_PASSES 4u            /* until few are left */
 #define STALE_RUN_NS UINT64_C(150) /* that the target takes to apply one */
+#define RUN_BYTES    16u           /* of a message, for one */
 
-/* Between two collects beside the VM's state. The VM may be stopped in the middle of one: so they
- * take a small part of the time. */
-#define BESIDE_NS    UINT64_C(5000000)
-#define BESIDE_TIMES 8u
+/* Between two looks beside the VM's state. The VM may be stopped in the middle of one: so they take
+ * a small part of the time. And each arms what it finds, which costs the VM a fault where it writes
+ * to that again: so these, too. */
+#define BESIDE_NS    5e6
+#define BESIDE_TIMES 8.
+#define FAULT_TIMES  10.
 
 static int send_runs(struct source *source, uint32_t epoch, Jaunt__Run **runs, size_t count)
 {
@@ -41,8 +47,8 @@ static int send_runs(struct source *source, uint32_t epoch, Jaunt__Run **runs, s
 	return count ? link_send(&source->link, &message) : 0;
 }
 
-/* Tells all that is dirty, and takes it: it is stale for good. How many pages, or -errno. */
-static int64_t tell(struct source *source, uint32_t epoch, struct jaunt_error *error)
+/* Tells all that is dirty, and takes it. How many pages, or -errno; adds to *bytes what it sends. */
+static int64_t tell(struct source *source, uint32_t epoch, size_t *bytes, struct jaunt_error *error)
 {
 	struct source_shared *shared = &source->shared;
 	Jaunt__Run *runs = malloc(STALE_BATCH * sizeof(*runs));
@@ -63,6 +69,9 @@ static int64_t tell(struct source *source, uint32_t epoch, struct jaunt_error *e
 			list[count] = &runs[count];
 			from = first + pages;
 			told += (int64_t)pages;
+			*bytes += RUN_BYTES;
+			if (!epoch) /* else it was the last time */
+				dirty_mark(&source->stale.told, i, first, pages);
 			if (++count < STALE_BATCH)
 				continue;
 			result = send_runs(source, epoch, list, count);
@@ -89,49 +98,82 @@ static int await_applied(struct source *source, int64_t pages, struct jaunt_erro
 	return source_ping(source, &took_ns, error);
 }
 
+uint64_t source_stale_rest_ns(uint64_t took_ns, uint64_t again, double tracking_ns, unsigned vcpus)
+{
+	double faults_ns = (double)again * tracking_ns / vcpus;
+
+	return (uint64_t)fmax(BESIDE_NS,
+			      fmax(BESIDE_TIMES * (double)took_ns, FAULT_TIMES * faults_ns));
+}
+
+/* Marks what was written while the VM runs, and was not told. */
+static int look(struct source *source, struct jaunt_error *error)
+{
+	const struct policy_input *known = &source->precopy.input;
+	struct stale *stale = &source->stale;
+	uint64_t before = clock_ns();
+	int result = source_collect_stale(source, error);
+
+	if (result < 0)
+		return result;
+	uint64_t now = clock_ns();
+	uint64_t again = dirty_subtract(&source->shared.dirty, &stale->told);
+	stale->next_ns = now + source_stale_rest_ns(now - before, again, known->costs.tracking_ns,
+						    known->vcpus);
+	return 0;
+}
+
 int source_tell_stale(struct source *source, struct jaunt_error *error)
 {
+	struct source_shared *shared = &source->shared;
+	size_t bytes = 0;
+
+	if (dirty_open(&source->stale.told, &shared->memory) < 0)
+		return error_set(error, ENOMEM, "no-memory", "out of memory for stale runs");
 	for (unsigned i = 0; i < STALE_PASSES; i++) {
-		if (i && dirty_count_all(&source->shared.dirty) <= STALE_FEW)
+		if (i && dirty_count_all(&shared->dirty) <= STALE_FEW)
 			break;
-		int64_t pages = tell(source, 0, error);
+		int64_t pages = tell(source, 0, &bytes, error);
 		int result = pages < 0 ? (int)pages : await_applied(source, pages, error);
 		if (result == 0)
-			result = source_collect_stale(source, error);
+			result = look(source, error);
 		if (result < 0)
 			return result;
 	}
 	return 0;
 }
 
-int source_tell_stale_beside(struct source *source, struct jaunt_error *error)
+int source_tell_stale_beside(struct source *source, size_t *unanswered, struct jaunt_error *error)
 {
 	struct stale *stale = &source->stale;
-	uint64_t now = clock_ns();
 
-	if (!atomic_load(&source->shared.tracking) || now < stale->next_ns ||
+	if (!atomic_load(&source->shared.tracking) || clock_ns() < stale->next_ns ||
 	    tracker_pauses(source->tracker))
 		return 0;
-	int result = source_collect_stale(source, error);
+	if (*unanswered >= CONTROL_STATE_CHUNK || !link_room(&source->link))
+		return 0;
+	int result = look(source, error);
 	if (result < 0)
 		return result;
-	int64_t pages = tell(source, 0, error);
+	stale->looks++;
+	int64_t pages = tell(source, 0, unanswered, error);
 	if (pages < 0)
 		return (int)pages;
-	uint64_t took = clock_ns() - now, rest = BESIDE_TIMES * took;
-	stale->next_ns = now + took + (rest > BESIDE_NS ? rest : BESIDE_NS);
 	stale->beside += (uint64_t)pages;
 	return 0;
 }
 
 int source_tell_last_stale(struct source *source, uint32_t epoch, struct jaunt_error *error)
 {
+	size_t bytes = 0;
+
 	if (!atomic_load(&source->shared.tracking))
 		return 0;
 	int result = source_collect(source, error);
 	if (result < 0)
 		return result;
-	int64_t pages = tell(source, epoch, error);
+	dirty_subtract(&source->shared.dirty, &source->stale.told);
+	int64_t pages = tell(source, epoch, &bytes, error);
 	if (pages < 0)
 		return (int)pages;
 	source->stale.last = (uint64_t)pages;

@@ -16,7 +16,8 @@
 #include "engine/trace.h"
 #include "transport/ring.h"
 
-#define MS_NS 1000000u
+#define MS_NS    1000000u
+#define SLICE_NS (5 * MS_NS) /* between two questions whether to look for stale pages */
 
 static int send_freeze(struct source *source, struct jaunt_error *error)
 {
@@ -105,15 +106,26 @@ static int hear(struct source *source, struct jaunt_error *error)
 }
 
 /* What was sent before has been dealt with at the target when it answers: so little is on its way
- * when the VM is paused, however slow the link. */
+ * when the VM is paused, however slow the link. That may take long, and the VM writes. */
 static int await_taken(struct source *source, size_t *unanswered, struct jaunt_error *error)
 {
-	uint64_t took_ns;
+	uint64_t deadline = source_deadline(source);
+	Jaunt__Control *answer;
+	int result;
 
 	if (*unanswered < CONTROL_STATE_CHUNK)
 		return hear(source, error);
 	*unanswered = 0;
-	return source_ping(source, &took_ns, error);
+	source_send_ping(source);
+	do {
+		uint64_t now = clock_ns(), slice = now + SLICE_NS;
+		if (now >= deadline) /* says so */
+			result = source_next(source, deadline, &answer, error);
+		else if ((result = source_tell_stale_beside(source, unanswered, error)) == 0)
+			result = source_look(source, slice < deadline ? slice : deadline, &answer,
+					     error);
+	} while (result == 0);
+	return result < 0 ? result : source_take_pong(answer, error);
 }
 
 static int send_ahead(struct source *source, uint8_t *buffer, struct jaunt_error *error)
@@ -126,19 +138,22 @@ static int send_ahead(struct source *source, uint8_t *buffer, struct jaunt_error
 					       error);
 		if (more < 0)
 			return error_context(error, "save the VM's state while it runs");
-		if (bytes && (result = send_chunk(source, buffer, bytes, false, error)) == 0) {
+		if (bytes && (result = send_chunk(source, buffer, bytes, false, error)) == 0)
 			inject_kill(INJECT_KILL_AHEAD);
-			result = source_hold(source, INJECT_HOLD_AHEAD, error);
-		}
 		all += bytes;
 		unanswered += bytes;
 		if (result == 0 && more == 1)
-			result = source_tell_stale_beside(source, error);
+			result = source_tell_stale_beside(source, &unanswered, error);
 		if (result == 0 && more == 1)
 			result = await_taken(source, &unanswered, error);
+		if (result == 0 && bytes)
+			result = source_hold(source, INJECT_HOLD_AHEAD, error);
 	}
 	trace_event(source->base.lane, "state-ahead", "%zu bytes; %" PRIu64 " stale pages", all,
 		    source->stale.beside);
+	if (atomic_load(&source->shared.tracking))
+		trace_event(source->base.lane, "looks-ahead", "%u looks for stale pages",
+			    source->stale.looks);
 	return result;
 }
 
@@ -199,9 +214,6 @@ static int pause_and_save(struct source *source, struct jaunt_error *error)
 		result = send_state(source, state, bytes, error);
 	}
 	free(state);
-	if (result == 0 && atomic_load(&source->shared.tracking))
-		trace_event(source->base.lane, "last-stale", "%" PRIu64 " pages",
-			    source->stale.last);
 	if (result == 0 && source->complete_first)
 		source_tell_holes(source);
 	return result;
@@ -351,5 +363,8 @@ int source_switch_over(struct source *source, struct jaunt_error *error)
 	    (result = source_hold(source, INJECT_HOLD_BEFORE_COMMIT, error)) < 0 ||
 	    (result = commit(source, error)) < 0)
 		return result;
+	if (atomic_load(&source->shared.tracking))
+		trace_event(source->base.lane, "last-stale", "%" PRIu64 " pages",
+			    source->stale.last);
 	return 0;
 }
