@@ -182,8 +182,8 @@ int source_track(struct source *source, enum tracker_kind kind, struct jaunt_err
 int source_collect(struct source *source, struct jaunt_error *error);
 /* The same while the VM runs, behind the last round: what is marked is told as stale. */
 int source_collect_stale(struct source *source, struct jaunt_error *error);
-/* Ends tracking, if there is any: 0, the guest is as fast as before. Else -errno with `error`; it is
- * tried again at the end. Marks stay. */
+/* Ends tracking, if there is any: 0, the guest is as fast as before. Else -errno with `error`; it
+ * is tried again at the end. Marks stay. */
 int source_untrack(struct source *source, struct jaunt_error *error);
 void source_changed(struct jaunt_migration *migration, size_t region, uint64_t first,
 		    uint64_t count, bool discarded);
@@ -194,9 +194,9 @@ void source_changed(struct jaunt_migration *migration, size_t region, uint64_t f
 
 /* While the VM runs: until few are left. */
 int source_tell_stale(struct source *source, struct jaunt_error *error);
-/* While its state goes ahead, if it is time to, and if looking does not pause the VM; not as long as
- * the target has not said that it took what was sent. Adds what it sends to *unanswered, in bytes,
- * about. */
+/* While its state goes ahead, if it is time to, and if looking does not pause the VM; not as long
+ * as the target has not said that it took what was sent. Adds what it sends to *unanswered, in
+ * bytes, about. */
 int source_tell_stale_beside(struct source *source, size_t *unanswered, struct jaunt_error *error);
 /* For how long not to look again: where a look took so long, and the VM had written again so many
  * pages that were told already. */

@@ -47,7 +47,8 @@ static int send_runs(struct source *source, uint32_t epoch, Jaunt__Run **runs, s
 	return count ? link_send(&source->link, &message) : 0;
 }
 
-/* Tells all that is dirty, and takes it. How many pages, or -errno; adds to *bytes what it sends. */
+/* Tells all that is dirty, and takes it. How many pages, or -errno; adds to *bytes what it sends.
+ */
 static int64_t tell(struct source *source, uint32_t epoch, size_t *bytes, struct jaunt_error *error)
 {
 	struct source_shared *shared = &source->shared;

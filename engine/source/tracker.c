@@ -173,7 +173,8 @@ void tracker_close(struct tracker *tracker)
 	free(tracker);
 }
 
-/* What has failed is not to cost the guest anything. If that cannot be done now, a stop tries again.
+/* What has failed is not to cost the guest anything. If that cannot be done now, a stop tries
+ * again.
  */
 static void take_back(struct tracker *tracker)
 {

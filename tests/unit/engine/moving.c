@@ -94,7 +94,8 @@ static void *arrive(void *ignored)
 int moving_move(const struct jaunt_vm_ops *here, const struct jaunt_vm_ops *there, uint64_t pages,
 		const struct jaunt_options *options, struct jaunt_error *error)
 {
-	const struct jaunt_vm_factory factory = {.ops = there, .create = create, .destroy = destroy};
+	const struct jaunt_vm_factory factory = {
+		.ops = there, .create = create, .destroy = destroy};
 	struct jaunt_options of_source = *options, of_target;
 	pthread_t thread;
 	char peer[64];
