@@ -3,10 +3,10 @@
  * Theory of operation: why no dirty page is missed
  *
  * Bits. A page's bit is set by fetch_or (release), even if it looks set already, and cleared by
- * compare-and-exchange or fetch_and (acquire). All of them are read-modify-writes of one word, so the one that
- * clears reads from every mark before it and is ordered behind all of these: the bytes that the
- * caller reads after a take are at least as new as what any of those marks was about. A mark after
- * the take sets the bit again.
+ * compare-and-exchange or fetch_and (acquire). All of them are read-modify-writes of one word, so
+ * the one that clears reads from every mark before it and is ordered behind all of these: the bytes
+ * that the caller reads after a take are at least as new as what any of those marks was about. A
+ * mark after the take sets the bit again.
  *
  * Counts. A group whose count is 0 is skipped without a look at its words, so the count must never
  * be less than the bits that are set. Whoever marks first adds all it is about to set, then sets
