@@ -219,6 +219,13 @@ static bool gives_hints(const struct qemu *vm)
 	return false;
 }
 
+/* A guest that QEMU stops by itself may have been stopped by somebody else just before. */
+static bool says_who_stopped(const struct qemu *vm)
+{
+	const char *machine = facts_find(&vm->config, "machine type");
+	return !machine || runstate_is_saved(machine);
+}
+
 static int take_hold(struct qemu *vm, struct jaunt_error *error)
 {
 	int result = qmp_open(&vm->qmp, vm->place->monitor, GREETING_MS, error);
@@ -247,7 +254,7 @@ static int take_hold(struct qemu *vm, struct jaunt_error *error)
 	}
 	if ((result = qemu_note(vm, false, false, "", error)))
 		return result;
-	vm->ahead = !vm->incoming && !gives_hints(vm);
+	vm->ahead = !vm->incoming && !gives_hints(vm) && says_who_stopped(vm);
 	return settings_make(&vm->settings, vm->qmp, vm->ahead, error);
 }
 

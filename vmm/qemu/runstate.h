@@ -12,7 +12,9 @@ int runstate_ask(struct qmp *qmp, unsigned timeout_ms, char word[RUNSTATE_MAX],
 		 struct jaunt_error *error);
 
 /* What the guest did when its state began to be saved behind its last memory, as the state says.
- * False: it does not say. */
+ * False: it does not say, or says two things. */
 bool runstate_saved(const void *state, size_t bytes, char word[RUNSTATE_MAX]);
+/* Whether the state of a machine of that type says it. */
+bool runstate_is_saved(const char *machine);
 
 #endif
