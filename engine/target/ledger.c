@@ -205,11 +205,14 @@ int ledger_create(struct ledger *ledger, const struct guestmem *memory, struct j
 		result = lock(ledger);
 	if (result == 0)
 		result = map_file(ledger, &header);
-	if (result)
-		ledger_close(ledger);
-	else
+	if (result == 0) {
 		*ledger->header = ledger->found = header;
-	return result;
+		return 0;
+	}
+	ledger_close(ledger);
+	return error->code ? result
+			   : error_set(error, -result, "no-memory",
+				       "a file for the page map of this VM: %s", strerror(-result));
 }
 
 static int read_header(const struct ledger *ledger, struct ledger_header *header,

@@ -144,8 +144,11 @@ static int open_map(struct target *target, struct jaunt_error *error)
 		result = ledger_create(ledger, &shared->memory, error);
 	if (result == -ENOMEM)
 		return result;
-	if (result < 0)
-		trace_event(target->base.lane, "ledger", "none: it cannot be taken up");
+	if (result < 0) {
+		trace_event(target->base.lane, "ledger", "none, it cannot be taken up: %s",
+			    error->text);
+		error_clear(error);
+	}
 	result = ledger_is_open(ledger) ? pagemap_open_ledger(&shared->map, &shared->memory, ledger)
 					: pagemap_open(&shared->map, &shared->memory);
 	return result < 0 ? error_set(error, -result, "no-memory", "room for the page map: %s",

@@ -280,9 +280,15 @@ static void say_in_doubt(struct target *target)
 	struct jaunt_error why = {0};
 
 	error_set(&why, ECONNRESET, "in-doubt",
-		  "it is not known yet whether the VM may run here: the process that received it "
-		  "died before it ran, and the source has not come back since. The VM may run "
-		  "there: fence the source before running the VM here");
+		  target->may_have_run
+			  ? "it is not known yet whether the VM runs: the process that received it "
+			    "died, and it may already run here: end its process before running it "
+			    "anywhere else. The source says what was decided when it reaches this "
+			    "host again"
+			  : "it is not known yet whether the VM may run here: the process that "
+			    "received it died before COMMIT or ABORT was heard. The VM may run at "
+			    "the source, which says so itself when it reaches this host again. "
+			    "Fence it before running the VM here");
 	migration_reason(&target->base, &why);
 	migration_place(&target->base, JAUNT_AT_UNKNOWN);
 }

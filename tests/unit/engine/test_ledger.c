@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -224,6 +225,23 @@ Test(ledger, other_files_are_refused)
 	expect_refused(dup(file), "bad-ledger");
 	close(file);
 	ledger_close(&ledger);
+}
+
+/* Whatever keeps it from being made is said. */
+Test(ledger, that_cannot_be_made_says_why)
+{
+	struct rlimit before, none = {.rlim_cur = 0};
+	struct jaunt_error error = {.code = 0};
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	none.rlim_max = before.rlim_max;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+	int result = ledger_create(&ledger, &memory, &error);
+	setrlimit(RLIMIT_NOFILE, &before);
+	cr_assert_eq(result, -EMFILE);
+	cr_assert_eq(error.code, EMFILE);
+	cr_assert(strstr(error.text, "page map"), "%s", error.text);
+	cr_assert_not(ledger_is_open(&ledger));
 }
 
 /* --- The page map in it -------------------------------------------------------------------------
