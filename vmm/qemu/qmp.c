@@ -195,22 +195,47 @@ static int next(struct qmp *qmp, json_t **message, uint64_t deadline_ns, struct 
 /* --- Messages -----------------------------------------------------------------------------------
  */
 
-/* Takes the reference. */
-static void keep_event(struct qmp *qmp, json_t *event)
-{
-	while (json_array_size(qmp->events) >= QMP_EVENTS_MAX)
-		json_array_remove(qmp->events, 0);
-	json_array_append_new(qmp->events, event);
-}
-
 static bool is_event(const json_t *message)
 {
 	return json_is_string(json_object_get(message, "event"));
 }
 
+static const char *name_of(const json_t *event)
+{
+	return json_string_value(json_object_get(event, "event"));
+}
+
 static bool is_named(const json_t *event, const char *name)
 {
-	return strcmp(json_string_value(json_object_get(event, "event")), name) == 0;
+	return strcmp(name_of(event), name) == 0;
+}
+
+/* The first or the last event of that name that is kept; -1: there is none. */
+static ssize_t find(const struct qmp *qmp, const char *name, bool last)
+{
+	ssize_t found = -1;
+
+	for (size_t i = 0; i < json_array_size(qmp->events) && (last || found < 0); i++)
+		if (is_named(json_array_get(qmp->events, i), name))
+			found = (ssize_t)i;
+	return found;
+}
+
+/* The oldest that was told again since; if there is none, the oldest of all. */
+static size_t least_wanted(const struct qmp *qmp)
+{
+	for (size_t i = 0; i < json_array_size(qmp->events); i++)
+		if (find(qmp, name_of(json_array_get(qmp->events, i)), true) > (ssize_t)i)
+			return i;
+	return 0;
+}
+
+/* Takes the reference. */
+static void keep_event(struct qmp *qmp, json_t *event)
+{
+	while (json_array_size(qmp->events) >= QMP_EVENTS_MAX)
+		json_array_remove(qmp->events, least_wanted(qmp));
+	json_array_append_new(qmp->events, event);
 }
 
 /* Hears what QEMU has said already, and waits for nothing: events are kept, late answers dropped.
@@ -383,17 +408,6 @@ int qmp_pass(struct qmp *qmp, const char *name, int fd, unsigned timeout_ms,
 	return status;
 }
 
-/* The first or the last event of that name that is kept; -1: there is none. */
-static ssize_t find(const struct qmp *qmp, const char *name, bool last)
-{
-	ssize_t found = -1;
-
-	for (size_t i = 0; i < json_array_size(qmp->events) && (last || found < 0); i++)
-		if (is_named(json_array_get(qmp->events, i), name))
-			found = (ssize_t)i;
-	return found;
-}
-
 /* Until one of that name is kept. */
 static int await_event(struct qmp *qmp, const char *name, unsigned timeout_ms,
 		       struct jaunt_error *error)
@@ -457,9 +471,20 @@ int qmp_wait_last(struct qmp *qmp, const char *name, const char *undone, unsigne
 void qmp_forget(struct qmp *qmp, const char *name)
 {
 	catch_up(qmp, NULL);
+	qmp_forget_before(qmp, name);
+}
+
+void qmp_forget_before(struct qmp *qmp, const char *name)
+{
 	for (size_t i = json_array_size(qmp->events); i-- > 0;)
 		if (is_named(json_array_get(qmp->events, i), name))
 			json_array_remove(qmp->events, i);
+}
+
+bool qmp_stands(struct qmp *qmp, const char *name, const char *undone)
+{
+	catch_up(qmp, NULL);
+	return find(qmp, name, true) > find(qmp, undone, true);
 }
 
 /* --- Opening ------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@
 
 #include "jaunt.h"
 
-#define QMP_LINE_MAX   (8u << 20) /* bytes of the longest message; the schema takes 200 KiB */
-#define QMP_EVENTS_MAX 256        /* kept; of more the oldest are forgotten */
+#define QMP_LINE_MAX (8u << 20) /* bytes of the longest message; the schema takes 200 KiB */
+/* Kept; of more the oldest are forgotten that were told again since. */
+#define QMP_EVENTS_MAX 256
 
 struct qmp;
 
@@ -66,5 +67,9 @@ int qmp_wait_last(struct qmp *qmp, const char *name, const char *undone, unsigne
 		  json_t **event, struct jaunt_error *error);
 /* Forgets the events of that name that QEMU has told so far: of interest is what follows. */
 void qmp_forget(struct qmp *qmp, const char *name);
+/* The same of those that were told before the answer to the last command. */
+void qmp_forget_before(struct qmp *qmp, const char *name);
+/* Whether the last that was told of the two is `name`. */
+bool qmp_stands(struct qmp *qmp, const char *name, const char *undone);
 
 #endif
