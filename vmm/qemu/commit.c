@@ -13,6 +13,9 @@
 	"jaunt-commit 1\nprocess %ld\nstarted %llu\nbegun %d\nstopped %d\ncommitted %d\n"          \
 	"peer %s\n"
 
+/* For the word "begun"; who does not know it takes it for a plain one. */
+#define BEGUN_BY_QEMU 2
+
 uint64_t commit_started(pid_t process)
 {
 	char path[64], text[1024];
@@ -46,7 +49,8 @@ int commit_write(const char *path, const struct commit *commit)
 	if (snprintf(fresh, sizeof(fresh), "%s.new", path) >= (int)sizeof(fresh))
 		return -ENAMETOOLONG;
 	int bytes = snprintf(text, sizeof(text), FORM, (long)commit->process,
-			     (unsigned long long)commit->started, commit->begun, commit->stopped,
+			     (unsigned long long)commit->started,
+			     commit->by_qemu ? BEGUN_BY_QEMU : commit->begun, commit->stopped,
 			     commit->committed, commit->peer[0] ? commit->peer : "-");
 	int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
@@ -82,6 +86,7 @@ int commit_read(const char *path, struct commit *commit)
 	*commit = (struct commit){.process = (pid_t)process,
 				  .started = started,
 				  .begun = begun != 0,
+				  .by_qemu = begun == BEGUN_BY_QEMU,
 				  .stopped = stopped != 0,
 				  .committed = committed != 0};
 	if (strcmp(peer, "-") != 0)

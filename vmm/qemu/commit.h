@@ -16,8 +16,9 @@ struct commit {
 	pid_t process;
 	uint64_t started; /* of that process, see commit_started() */
 	bool begun;       /* QEMU writes its state, and may stop the guest by itself for that */
-	bool stopped; /* or about to be, by who moves it: else it stands still for another's reasons
-		       */
+	bool by_qemu;     /* and has done so, unless another had before, and writes the rest */
+	bool stopped;     /* or about to be, by who moves it, or by QEMU for that, which is known by
+			   * then: else it stands still for another's reasons */
 	bool committed;
 	char peer[128]; /* to whom */
 };

@@ -104,6 +104,7 @@ int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
 	struct commit commit = {.process = qmp_process(vm->qmp),
 				.started = vm->started,
 				.begun = vm->begun,
+				.by_qemu = vm->by_qemu,
 				.stopped = stopped,
 				.committed = committed};
 	bool is_kept = vm->place->record && !vm->incoming;
@@ -122,7 +123,6 @@ int qemu_note(struct qemu *vm, bool stopped, bool committed, const char *peer,
 
 void qemu_take_back(struct qemu *vm, bool stopped)
 {
-	vm->begun = false;
 	if (qemu_note(vm, stopped, false, "", NULL))
 		commit_remove(vm->place->record);
 	vm->stopped = stopped;
@@ -492,96 +492,3 @@ const struct jaunt_vm_factory qemu_factory = {
 	.take_up = take_up,
 	.let_go = let_go,
 };
-
-/* --- After a death -----------------------------------------------------------------------------
- */
-
-/* What tracked its writes is taken off with the last descriptor. */
-static void untrack(struct qemu *vm)
-{
-	char path[256];
-
-	if (attach_path(qmp_process(vm->qmp), path, sizeof(path), NULL) ||
-	    attach_open(&vm->attach, path, NULL))
-		return;
-	for (unsigned slot = 0; slot < AGENT_USERFAULTFD_SLOTS; slot++)
-		attach_drop(&vm->attach, slot, NULL);
-	attach_close(&vm->attach);
-}
-
-/* It may have been stopped for the migration. */
-static int continue_it(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
-{
-	char status[RUNSTATE_MAX];
-	uint64_t when;
-
-	qmp_execute(vm->qmp, "migrate_cancel", NULL, QEMU_ANSWER_MS, NULL, NULL);
-	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
-	if (result == 0)
-		result = qemu_ops.resume(vm, &when, error);
-	if (result == 0 && strcmp(status, "running") != 0)
-		*remains = QEMU_CONTINUED;
-	return result;
-}
-
-/* QEMU stopped it by itself, and waits for the dead process; it continues what it stopped. */
-static int let_go_on(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
-{
-	uint64_t when;
-
-	vm->under_way = true;
-	*remains = QEMU_CONTINUED;
-	return qemu_ops.resume(vm, &when, error);
-}
-
-/* One that the dead process did not stop is left as it is: its operator may have. */
-static int clear_up(const struct qemu_place *place, const struct commit *commit,
-		    enum qemu_remains *remains, struct jaunt_error *error)
-{
-	struct qemu vm = {.place = place,
-			  .pidfd = -1,
-			  .stream_fd = -1,
-			  .started = commit->started,
-			  .begun = commit->begun,
-			  .stopped = commit->stopped};
-	int result = qmp_open(&vm.qmp, place->monitor, GREETING_MS, error);
-
-	if (result)
-		return result;
-	/* Another may listen there by now: whatever it does is nothing of ours. */
-	if (qmp_process(vm.qmp) == commit->process) {
-		untrack(&vm);
-		if (vm.stopped)
-			result = continue_it(&vm, remains, error);
-		else if (vm.begun && stream_waits(&vm))
-			result = let_go_on(&vm, remains, error);
-		settings_clear(vm.qmp);
-	}
-	if (result == 0)
-		commit_remove(place->record);
-	qmp_close(vm.qmp);
-	return result;
-}
-
-int qemu_recover(const struct qemu_place *place, enum qemu_remains *remains,
-		 struct jaunt_error *error)
-{
-	struct commit commit;
-
-	*remains = QEMU_NOTHING;
-	if (!place->record || commit_read(place->record, &commit))
-		return 0;
-	if (!commit.started || commit_started(commit.process) != commit.started) {
-		commit_remove(place->record); /* about a QEMU that is gone */
-		return 0;
-	}
-	if (!commit.committed)
-		return clear_up(place, &commit, remains, error);
-	*remains = QEMU_COMMITTED;
-	error_set(error, EBUSY, "committed",
-		  "its guest was handed over to %s by a process that died: it must not run here. "
-		  "If it runs there, end this QEMU (`quit`); if it does not, fence that host, then "
-		  "continue it here (`cont`) and remove %s",
-		  commit.peer, place->record);
-	return 0;
-}

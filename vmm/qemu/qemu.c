@@ -7,7 +7,11 @@
  * taken over to the monotonic one as they are heard.
  *
  * At the switch the source's QEMU begins to write its state while the guest runs, and stops it by
- * itself when little is left: see stream.c.
+ * itself when little is left: see stream.c. It says the same of a guest that somebody else had
+ * stopped just before: "finish-migrate", and one STOP. Only the state tells the two apart, once all
+ * of it is written; so until then such a guest is not ours, and is left to QEMU, which continues
+ * what it stopped if it is to give up, and nothing else. Of a guest that was stopped earlier QEMU
+ * still says so, and is asked at each STOP.
  *
  * A QEMU that was stopped by us is "paused", one whose state was saved "postmigrate"; both go on
  * with `cont`. Its disks were let go of with the state; `cont` takes them again, which the other
@@ -129,9 +133,23 @@ static int had_stopped(struct qemu *vm, const char *status, struct jaunt_error *
 {
 	qemu_take_back(vm, false);
 	return error_set(error, EINVAL, "qemu-state",
-			 "the guest had stopped before, and stays as it is, \"%s\" as QEMU says; "
+			 "the guest had stopped before, \"%s\" as QEMU says, and is not continued; "
 			 "continue it, then move it again",
 			 status);
+}
+
+/* Somebody has stopped it, and it was not QEMU for its state: as long as that is being written QEMU
+ * can still be asked. */
+static int look_at_stop(struct qemu *vm, struct jaunt_error *error)
+{
+	char status[RUNSTATE_MAX];
+
+	if (vm->held || !qmp_stands(vm->qmp, "STOP", "RESUME"))
+		return 0;
+	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
+	if (result || strcmp(status, "running") == 0 || strcmp(status, "finish-migrate") == 0)
+		return result;
+	return had_stopped(vm, status, error);
 }
 
 static int save_begin(void *context, struct jaunt_error *error)
@@ -157,7 +175,9 @@ static int save_ahead(void *context, void *buffer, size_t room, size_t *bytes,
 	struct qemu *vm = context;
 
 	*bytes = 0;
-	return vm->ahead ? stream_ahead(vm, buffer, room, bytes, error) : 0;
+	int more = vm->ahead ? stream_ahead(vm, buffer, room, bytes, error) : 0;
+	int result = vm->ahead && more >= 0 ? look_at_stop(vm, error) : 0;
+	return result ? result : more;
 }
 
 static int stop(struct qemu *vm, struct jaunt_error *error)
@@ -175,8 +195,8 @@ static int stop(struct qemu *vm, struct jaunt_error *error)
 	return qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
 }
 
-/* QEMU has stopped it by itself, and would continue it by itself, unless the guest keeps it from
- * getting that far. */
+/* Where QEMU has stopped it by itself, or is about to, it would also continue it by itself: that it
+ * did is for save() to find out. */
 static int await_stop(struct qemu *vm, struct jaunt_error *error)
 {
 	char status[RUNSTATE_MAX];
@@ -184,10 +204,13 @@ static int await_stop(struct qemu *vm, struct jaunt_error *error)
 	if (vm->held)
 		return 0;
 	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
-	if (result)
+	if (result || strcmp(status, "finish-migrate") == 0)
 		return result;
-	if (strcmp(status, "running") != 0 && strcmp(status, "finish-migrate") != 0)
+	if (strcmp(status, "running") != 0)
 		return had_stopped(vm, status, error);
+	/* It runs: that is over. */
+	qmp_forget_before(vm->qmp, "STOP");
+	qmp_forget_before(vm->qmp, "RESUME");
 	if ((result = qemu_note(vm, true, false, "", error)))
 		return result;
 	return qmp_execute(vm->qmp, "stop", NULL, QEMU_SLOW_MS, NULL, error);
@@ -205,7 +228,9 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 	int result = vm->under_way ? await_stop(vm, error) : stop(vm, error);
 	if (result)
 		return result;
-	if (hear_stop(vm, last_instruction_ns, error)) {
+	result = vm->stopped ? hear(vm, "STOP", last_instruction_ns, error)
+			     : hear_stop(vm, last_instruction_ns, error);
+	if (result) {
 		/* None is told of a guest that had stopped before. */
 		result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
 		return result ? result : had_stopped(vm, status, error);
@@ -214,23 +239,46 @@ static int pause(void *context, uint64_t *last_instruction_ns, struct jaunt_erro
 	return 0;
 }
 
+/* QEMU tells no second STOP of a guest that stood still when it was to be stopped, but the state
+ * says so. What QEMU has stopped is ours to continue once all of its state is written. */
+static int find_stopped(struct qemu *vm, int saved, const void *state, size_t bytes,
+			struct jaunt_error *error)
+{
+	char before[RUNSTATE_MAX];
+	bool says = state && runstate_saved(state, bytes, before);
+
+	if (says && strcmp(before, "running") == 0) {
+		int noted = qemu_note(vm, true, false, "", saved ? NULL : error);
+		vm->stopped = true;
+		return saved ? saved : noted;
+	}
+	if (saved || says)
+		return saved ? saved : had_stopped(vm, before, error);
+	return error_set(error, EINVAL, "qemu-state",
+			 "QEMU's state does not say whether it was QEMU that stopped the guest (is "
+			 "store-global-state off?), so it is not continued; continue it if nobody "
+			 "else had stopped it");
+}
+
 static int save(void *context, void **state, size_t *bytes, struct jaunt_error *error)
 {
 	struct qemu *vm = context;
-	bool by_qemu = !vm->stopped;
-	char before[RUNSTATE_MAX];
-	/* What QEMU has stopped is ours to continue once all of its state is written. */
-	int result = by_qemu ? qemu_note(vm, true, false, "", error) : 0;
+	int result = 0;
 
+	*state = NULL;
+	*bytes = 0;
+	vm->by_qemu = !vm->stopped;
+	if (vm->by_qemu)
+		result = qemu_note(vm, false, false, "", error);
 	if (result == 0)
 		result = stream_save(vm, state, bytes, error);
-	/* Unless it stood still by then: QEMU tells no second STOP, but the state says so. */
-	if (result || !by_qemu || !runstate_saved(*state, *bytes, before) ||
-	    strcmp(before, "running") == 0)
-		return result;
-	free(*state);
-	*state = NULL;
-	return had_stopped(vm, before, error);
+	if (vm->by_qemu)
+		result = find_stopped(vm, result, *state, *bytes, error);
+	if (result) {
+		free(*state);
+		*state = NULL;
+	}
+	return result;
 }
 
 static int load_ahead(void *context, const void *state, size_t bytes, struct jaunt_error *error)
@@ -315,6 +363,19 @@ static int settle(struct qemu *vm, char status[RUNSTATE_MAX], struct jaunt_error
 	return result;
 }
 
+/* Whether it is to be left as it is: it runs again by QEMU's doing, or somebody else has stopped
+ * it. What QEMU stopped by itself is never "paused". */
+static bool is_anothers(const struct qemu *vm, const char *status)
+{
+	return !vm->stopped || (vm->by_qemu && strcmp(status, "paused") == 0);
+}
+
+static void forget(struct qemu *vm)
+{
+	vm->begun = vm->by_qemu = false;
+	qemu_take_back(vm, false);
+}
+
 /* After a failure. What we did not stop is left as it is. */
 static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error *error)
 {
@@ -328,8 +389,12 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 	result = settle(vm, status, error);
 	if (result)
 		return result;
-	if (!vm->stopped) { /* it runs again, or somebody else has stopped it */
-		qemu_take_back(vm, false);
+	if (!vm->stopped && strcmp(status, "finish-migrate") == 0)
+		return error_set(error, ETIMEDOUT, "qemu-silent",
+				 "QEMU has stopped the guest for its state, and does not continue "
+				 "it");
+	if (is_anothers(vm, status)) {
+		forget(vm);
 		return 0;
 	}
 	/* First: if we die in between it is the next command that continues it. */
@@ -344,7 +409,7 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 		result = go_on(vm, first_entry_ns, error);
 	}
 	if (result == 0)
-		qemu_take_back(vm, false);
+		forget(vm);
 	return result;
 }
 

@@ -239,13 +239,14 @@ int stream_ahead(struct qemu *vm, void *buffer, size_t room, size_t *bytes,
 	bool last = false;
 
 	*bytes = 0;
-	if (clock_ns() - vm->begun_ns > AHEAD_NS || vm->ahead_bytes > AHEAD_BYTES)
-		return 0;
 	for (;;) {
 		/* First: what it wrote before it said so is there to be taken then. */
 		int held = is_held(vm, error), result = 1;
 		if (held < 0)
 			return held;
+		if (!held && !last &&
+		    (clock_ns() - vm->begun_ns > AHEAD_NS || vm->ahead_bytes > AHEAD_BYTES))
+			return 0;
 		while (result == 1 && *bytes < room)
 			result = take(vm, (char *)buffer + *bytes, room - *bytes, bytes, error);
 		vm->ahead_bytes += *bytes;
@@ -330,15 +331,14 @@ int stream_save(struct qemu *vm, void **state, size_t *bytes, struct jaunt_error
 		result = take_all(vm, &got, error);
 	if (result == 0)
 		result = await_end(vm, error);
+	*state = got.all;
+	*bytes = got.count;
 	if (result) {
-		free(got.all);
 		stream_cancel(vm, NULL); /* where it is still at it */
 		return result;
 	}
 	stream_withdraw(vm);
 	vm->under_way = false;
-	*state = got.all;
-	*bytes = got.count;
 	return 0;
 }
 

@@ -35,8 +35,8 @@ bool stream_waits(struct qemu *vm);
  * that runs again. */
 int stream_cancel(struct qemu *vm, struct jaunt_error *error);
 
-/* Has QEMU write its state, or the rest of it: malloc()ed bytes that become the caller's. The guest
- * is stopped. */
+/* Has QEMU write its state, or the rest of it: malloc()ed bytes that become the caller's, also if
+ * it fails: what has come of it, or NULL. The guest is stopped. */
 int stream_save(struct qemu *vm, void **state, size_t *bytes, struct jaunt_error *error);
 /* Has QEMU read what was written while the guest ran. From here on it is of no other use
  * (vm->spent). */

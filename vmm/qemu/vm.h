@@ -19,9 +19,9 @@ struct qemu {
 	bool incoming; /* it was started to take a guest in */
 	bool taken_up; /* by a process that died since */
 	bool spent;    /* and was given a state to load: of no use any more until that guest runs */
-	bool dismissed;                 /* it was told to end */
-	bool may_run;                   /* it was taken up, and QEMU did not say whether it runs */
-	bool begun, stopped, committed; /* as the record says or would say, see commit.h */
+	bool dismissed; /* it was told to end */
+	bool may_run;   /* it was taken up, and QEMU did not say whether it runs */
+	bool begun, by_qemu, stopped, committed; /* as the record says or would, see commit.h */
 	struct qmp *qmp;
 	struct attach attach;
 	int pidfd;

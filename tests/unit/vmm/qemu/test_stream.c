@@ -40,6 +40,13 @@ static char byte_of(size_t at)
 	return (char)(at * 7 + at / 4096);
 }
 
+static void check_bytes(const char *some, size_t from, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (some[i] != byte_of(from + i))
+			cr_assert_fail("byte %zu", from + i);
+}
+
 static bool read_command(char *line, size_t room)
 {
 	size_t bytes = 0;
@@ -219,6 +226,7 @@ Test(stream, does_not_take_the_end_of_an_earlier_migration_for_its_own)
 	/* What was said of the first is heard; QEMU says it again, and another word after it. */
 	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", "completed");
 	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EIO);
+	free(state);
 }
 
 Test(stream, that_qemu_cannot_save_says_why_and_is_called_off)
@@ -231,7 +239,10 @@ Test(stream, that_qemu_cannot_save_says_why_and_is_called_off)
 	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EIO);
 	cr_assert_str_eq(error.reason, "qemu-state");
 	cr_assert(strstr(error.text, "no such device"), "%s", error.text);
-	cr_assert_null(state);
+	/* What came of it is told. */
+	cr_assert_eq(count, qemu.saves);
+	check_bytes(state, 0, count);
+	free(state);
 	cr_assert(atomic_load(&qemu.cancelled));
 	/* The guest goes on, and can be moved again. */
 	qemu.last = "completed";
@@ -246,7 +257,7 @@ Test(stream, that_is_larger_than_can_be_sent_is_refused)
 	qemu.saves = STREAM_MAX + 1;
 	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EMSGSIZE);
 	cr_assert_str_eq(error.reason, "state-too-large");
-	cr_assert_null(state);
+	free(state);
 	cr_assert(atomic_load(&qemu.cancelled));
 }
 
@@ -296,13 +307,6 @@ Test(stream, at_which_qemu_dies_has_failed)
  */
 
 #define MIB (1u << 20)
-
-static void check_bytes(const char *some, size_t from, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		if (some[i] != byte_of(from + i))
-			cr_assert_fail("byte %zu", from + i);
-}
 
 static bool stood_still; /* before all of it was told */
 
