@@ -74,7 +74,7 @@ void qemu_facts(const struct qemu *vm, struct qemu_facts *facts);
 extern const struct jaunt_vm_ops qemu_ops;
 /* `context` is a struct qemu_place, of a QEMU that was started with -incoming defer. create() takes
  * that QEMU; destroy() leaves it waiting, or ends it if it was given a state to load. take_up()
- * takes one that a process before had given a state to; its settings stay as that one left them. */
+ * takes one that a process before had given a state to, with the settings of before that. */
 extern const struct jaunt_vm_factory qemu_factory;
 
 #endif

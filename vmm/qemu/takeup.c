@@ -74,6 +74,9 @@ int qemu_keep(void *context, int fd, struct jaunt_error *error)
 	struct qemu *vm = context;
 	int result = 0;
 
+	/* While the next process could still find them. */
+	if (fd < 0 && !vm->spent)
+		settings_restore(&vm->settings, vm->qmp);
 	qemu_keep_nothing(&vm->attach);
 	if (fd < 0)
 		return 0;
