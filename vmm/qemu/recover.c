@@ -24,13 +24,16 @@ static void untrack(struct qemu *vm)
 	attach_close(&vm->attach);
 }
 
-static int look_again(struct qemu *vm, bool stood, enum qemu_remains *remains,
-		      struct jaunt_error *error)
+/* It stood still: whatever has it run again, and how it is then. */
+static int go_on(struct qemu *vm, char status[RUNSTATE_MAX], enum qemu_remains *remains,
+		 struct jaunt_error *error)
 {
-	char status[RUNSTATE_MAX];
-	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
+	uint64_t when;
+	int result = qemu_ops.resume(vm, &when, error);
 
-	if (result == 0 && stood && strcmp(status, "running") == 0)
+	if (result == 0)
+		result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
+	if (result == 0 && strcmp(status, "running") == 0)
 		*remains = QEMU_CONTINUED;
 	return result;
 }
@@ -38,15 +41,13 @@ static int look_again(struct qemu *vm, bool stood, enum qemu_remains *remains,
 /* It may have been stopped for the migration. */
 static int continue_it(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
 {
+	enum qemu_remains ran = QEMU_NOTHING;
 	char status[RUNSTATE_MAX];
-	uint64_t when;
 
 	qmp_execute(vm->qmp, "migrate_cancel", NULL, QEMU_ANSWER_MS, NULL, NULL);
 	int result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
 	bool stood = strcmp(status, "running") != 0;
-	if (result == 0)
-		result = qemu_ops.resume(vm, &when, error);
-	return result ? result : look_again(vm, stood, remains, error);
+	return result ? result : go_on(vm, status, stood ? remains : &ran, error);
 }
 
 /* QEMU may have stopped it by itself, and waits for the dead process, or wrote all that it had to:
@@ -54,22 +55,16 @@ static int continue_it(struct qemu *vm, enum qemu_remains *remains, struct jaunt
 static int let_go_on(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
 {
 	char status[RUNSTATE_MAX];
-	uint64_t when;
 
 	vm->under_way = stream_waits(vm);
-	bool stood = vm->under_way || vm->by_qemu, wrote = vm->by_qemu && !vm->under_way;
-	if (!stood)
-		return 0;
-	int result = qemu_ops.resume(vm, &when, error);
-	if (result || !wrote)
-		return result ? result : look_again(vm, stood, remains, error);
-	result = runstate_ask(vm->qmp, QEMU_ANSWER_MS, status, error);
-	if (result == 0 && strcmp(status, "postmigrate") == 0)
-		return error_set(error, EINVAL, "qemu-state",
-				 "QEMU has written its state to a process that died, and the state "
-				 "said who had stopped the guest: QEMU itself, or its operator "
-				 "just before. Continue it (`cont`) if nobody had");
-	return result ? result : look_again(vm, stood, remains, error);
+	bool wrote = vm->by_qemu && !vm->under_way;
+	int result = vm->under_way || wrote ? go_on(vm, status, remains, error) : 0;
+	if (result || !wrote || strcmp(status, "postmigrate") != 0)
+		return result;
+	return error_set(error, EINVAL, "qemu-state",
+			 "QEMU has written its state to a process that died, and the state said "
+			 "who had stopped the guest: QEMU itself, or its operator just before. "
+			 "Continue it (`cont`) if nobody had");
 }
 
 /* One that the dead process did not stop is left as it is: its operator may have. */
