@@ -36,7 +36,7 @@ Test(tracker, soft_dirty_is_refused_for_memory_of_huge_pages)
 /* --- Devices that write late --------------------------------------------------------------------
  */
 
-static bool late, standing;
+static bool late, standing, cannot_resume;
 static unsigned pauses;
 
 static int pause_it(void *vm, uint64_t *when_ns, struct jaunt_error *error)
@@ -48,6 +48,8 @@ static int pause_it(void *vm, uint64_t *when_ns, struct jaunt_error *error)
 
 static int resume_it(void *vm, uint64_t *when_ns, struct jaunt_error *error)
 {
+	if (cannot_resume)
+		return error_set(error, EIO, "no-luck", "it does not go on");
 	standing = false;
 	return 0;
 }
@@ -114,6 +116,69 @@ Test(tracker, is_armed_only_while_the_vm_stands_still_where_devices_write_late)
 Test(tracker, needs_no_pause_where_they_do_not)
 {
 	track(false);
+}
+
+/* --- Starts that fail ---------------------------------------------------------------------------
+ */
+
+static struct guestmem watched = {.region_count = 1,
+				  .regions = {{.pages = 64, .page_bytes = 4096, .fd = -1}}};
+
+/* A tracker of that memory from outside, ready to start. */
+static struct tracker *open_outside(struct dirty *dirty)
+{
+	struct tracker *tracker = NULL;
+	struct jaunt_error error = {0};
+
+	if (watched.regions[0].fd < 0) {
+		int fd = memfd_create("jaunt-test-tracker", MFD_CLOEXEC);
+		cr_assert_eq(ftruncate(fd, 64 * 4096), 0);
+		watched.regions[0].fd = fd;
+		watched.regions[0].vm_view =
+			mmap(NULL, 64 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		cr_assert_neq(watched.regions[0].vm_view, MAP_FAILED);
+	}
+	cr_assert_eq(dirty_open(dirty, &watched), 0);
+	int result = tracker_open(&tracker, TRACKER_WRITE_PROTECT, &ops_of_late, NULL, &watched,
+				  dirty, &error);
+	if (result == -ENOTSUP)
+		cr_skip_test("this kernel has no asynchronous write-protection");
+	cr_assert_eq(result, 0, "%s", error.text);
+	return tracker;
+}
+
+Test(tracker, that_comes_second_takes_nothing_from_the_first)
+{
+	struct dirty dirty, of_second;
+	struct jaunt_error error = {0};
+	struct tracker *first = open_outside(&dirty), *second = open_outside(&of_second);
+
+	cr_assert_eq(tracker_start(first, &error), 0, "%s", error.text);
+	cr_assert_lt(tracker_start(second, &error), 0);
+	tracker_close(second);
+	watched.regions[0].vm_view[4096 * 5] = 1;
+	cr_assert_eq(tracker_collect(first, true, &error), 0, "%s", error.text);
+	cr_assert_eq(dirty_next(&dirty, 0, 0, 64), 5);
+	tracker_close(first);
+	dirty_close(&dirty);
+	dirty_close(&of_second);
+}
+
+Test(tracker, that_cannot_let_the_vm_go_on_lets_go_of_its_memory)
+{
+	struct dirty dirty, of_second;
+	struct jaunt_error error = {0};
+	struct tracker *first = open_outside(&dirty), *second = open_outside(&of_second);
+
+	late = cannot_resume = true;
+	cr_assert_eq(tracker_start(first, &error), -EIO);
+	cr_assert(tracker_stands_still(first));
+	late = cannot_resume = false;
+	cr_assert_eq(tracker_start(second, &error), 0, "%s", error.text);
+	tracker_close(second);
+	tracker_close(first);
+	dirty_close(&dirty);
+	dirty_close(&of_second);
 }
 
 /* --- A driver that shows a sample, and then cannot track
