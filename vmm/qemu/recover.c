@@ -51,7 +51,7 @@ static int continue_it(struct qemu *vm, enum qemu_remains *remains, struct jaunt
 }
 
 /* QEMU may have stopped it by itself, and waits for the dead process, or wrote all that it had to:
- * where it gives that up it continues what it stopped. */
+ * where it gives that up it continues what it stopped; where it has done it, Jaunt does. */
 static int let_go_on(struct qemu *vm, enum qemu_remains *remains, struct jaunt_error *error)
 {
 	char status[RUNSTATE_MAX];
@@ -61,10 +61,10 @@ static int let_go_on(struct qemu *vm, enum qemu_remains *remains, struct jaunt_e
 	int result = vm->under_way || wrote ? go_on(vm, status, remains, error) : 0;
 	if (result || !wrote || strcmp(status, "postmigrate") != 0)
 		return result;
-	return error_set(error, EINVAL, "qemu-state",
-			 "QEMU has written its state to a process that died, and the state said "
-			 "who had stopped the guest: QEMU itself, or its operator just before. "
-			 "Continue it (`cont`) if nobody had");
+	/* Until then nobody else was seen to stop it, and one that does in the moment of a death is
+	 * rarer than the death. */
+	vm->stopped = true;
+	return continue_it(vm, remains, error);
 }
 
 /* One that the dead process did not stop is left as it is: its operator may have. */

@@ -541,13 +541,13 @@ static void dies_at_the_rest(void (*ends)(void))
 	does(write_rest);
 }
 
-Test(stop, of_which_nobody_knows_after_a_death_is_told)
+Test(stop, by_qemu_that_has_written_all_at_a_death_is_undone_by_the_next)
 {
-	dies_at_the_rest(is_stopped_and_ends);
-	recover(-EINVAL);
-	cr_assert_str_eq(error.reason, "qemu-state");
-	cr_assert_eq(qemu.continued, 0);
-	cr_assert_str_eq(qemu.status, "postmigrate");
+	dies_at_the_rest(pass_ends);
+	cr_assert_eq(recover(0), QEMU_CONTINUED);
+	cr_assert_eq(qemu.continued, 1);
+	cr_assert_str_eq(qemu.status, "running");
+	cr_assert_neq(access(record, F_OK), 0);
 }
 
 Test(stop, by_qemu_that_gave_up_at_a_death_is_undone_by_qemu)
