@@ -327,8 +327,10 @@ void qemu_dismiss(struct qemu *vm)
 int qemu_end(struct qemu *vm, struct jaunt_error *error)
 {
 	vm->spent = true;
-	if (!vm->dismissed)
-		qmp_execute(vm->qmp, "quit", NULL, END_MS, NULL, NULL);
+	if (vm->dismissed && qemu_is_gone(vm, END_MS))
+		return 0;
+	/* Nobody waited for an answer before: it may not even have been sent. */
+	qmp_execute(vm->qmp, "quit", NULL, END_MS, NULL, NULL);
 	if (qemu_is_gone(vm, END_MS))
 		return 0;
 	if (syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0) == 0 &&
