@@ -148,12 +148,13 @@ bool ledger_fits(const struct guestmem *memory)
 /* A page of it that is first touched where there is no room would end the process, by a signal; and
  * which page that is depends on the guest. So all of it is there from the beginning, or it is said
  * before anything moves. */
-static int reserve(struct ledger *ledger, uint64_t bytes, struct jaunt_error *error)
+static int reserve(struct ledger *ledger, uint64_t bytes, const char *root,
+		   struct jaunt_error *error)
 {
 	struct room room;
 	int result;
 
-	if (room_measure(&room, NULL) == 0 && bytes > room_for_pages(&room))
+	if (room_measure(&room, root) == 0 && bytes > room_for_pages(&room))
 		return error_set(error, ENOMEM,
 				 bytes > room.cgroup_bytes_free ? "cgroup-memory" : "no-memory",
 				 "the page map of this VM takes %" PRIu64
@@ -187,7 +188,8 @@ static void describe(struct ledger_header *header, const struct guestmem *memory
 	}
 }
 
-int ledger_create(struct ledger *ledger, const struct guestmem *memory, struct jaunt_error *error)
+int ledger_create(struct ledger *ledger, const struct guestmem *memory, const char *root,
+		  struct jaunt_error *error)
 {
 	struct ledger_header header;
 
@@ -200,7 +202,7 @@ int ledger_create(struct ledger *ledger, const struct guestmem *memory, struct j
 			    fcntl(ledger->fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL)))
 		result = -errno;
 	if (result == 0)
-		result = reserve(ledger, bytes, error);
+		result = reserve(ledger, bytes, root, error);
 	if (result == 0)
 		result = lock(ledger);
 	if (result == 0)

@@ -79,8 +79,10 @@ struct ledger {
 bool ledger_fits(const struct guestmem *memory);
 
 /* A new one for such memory, locked; the caller fills in what else is in the header. -errno; with
- * -ENOMEM there is no room for it ("no-memory", "cgroup-memory"), and `error` is set. */
-int ledger_create(struct ledger *ledger, const struct guestmem *memory, struct jaunt_error *error);
+ * -ENOMEM there is no room for it ("no-memory", "cgroup-memory"), and `error` is set. `root` is
+ * where to look for how much room there is (room.h); NULL: this host. */
+int ledger_create(struct ledger *ledger, const struct guestmem *memory, const char *root,
+		  struct jaunt_error *error);
 /* One that was kept (`fd` is taken over, on an error, too): checked, locked and mapped. Reasons:
  * "name-taken" (a living process has it), "bad-ledger" (it makes no sense, or not to this version).
  */

@@ -141,7 +141,7 @@ static int open_map(struct target *target, struct jaunt_error *error)
 	int result = 0;
 
 	if (!ledger_is_open(ledger) && target->factory->ops->keep && ledger_fits(&shared->memory))
-		result = ledger_create(ledger, &shared->memory, error);
+		result = ledger_create(ledger, &shared->memory, NULL, error);
 	if (result == -ENOMEM)
 		return result;
 	if (result < 0) {

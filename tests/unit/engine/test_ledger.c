@@ -12,6 +12,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -44,7 +46,7 @@ static void create(void)
 	memory.regions[1] = (struct guest_region){
 		.name = "rom", .guest_address = GIB(1), .pages = 1, .page_bytes = PAGE};
 	cr_assert(ledger_fits(&memory));
-	cr_assert_eq(ledger_create(&ledger, &memory, &error), 0, "%s", error.text);
+	cr_assert_eq(ledger_create(&ledger, &memory, NULL, &error), 0, "%s", error.text);
 	struct ledger_header *header = ledger.header;
 	header->streams = header->shards = 1;
 	header->port = 7420;
@@ -236,7 +238,7 @@ Test(ledger, that_cannot_be_made_says_why)
 	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
 	none.rlim_max = before.rlim_max;
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
-	int result = ledger_create(&ledger, &memory, &error);
+	int result = ledger_create(&ledger, &memory, NULL, &error);
 	setrlimit(RLIMIT_NOFILE, &before);
 	cr_assert_eq(result, -EMFILE);
 	cr_assert_eq(error.code, EMFILE);
@@ -292,11 +294,11 @@ Test(ledger, has_all_of_its_memory_from_the_beginning)
 	ledger_close(&ledger);
 }
 
-static void expect_no_room(const struct guestmem *of)
+static void expect_no_room(const char *root)
 {
 	struct jaunt_error error = {0};
 
-	cr_assert_eq(ledger_create(&ledger, of, &error), -ENOMEM);
+	cr_assert_eq(ledger_create(&ledger, &memory, root, &error), -ENOMEM);
 	cr_assert(strcmp(error.reason, "no-memory") == 0 ||
 			  strcmp(error.reason, "cgroup-memory") == 0,
 		  "%s", error.reason);
@@ -305,21 +307,47 @@ static void expect_no_room(const struct guestmem *of)
 	cr_assert_eq(ledger.fd, -1);
 }
 
+/* A pretended host on which so much memory is available. */
+static void build_host(char *root, unsigned kib)
+{
+	char path[64];
+
+	cr_assert_not_null(mkdtemp(root));
+	snprintf(path, sizeof(path), "%s/proc", root);
+	cr_assert_eq(mkdir(path, 0700), 0);
+	snprintf(path, sizeof(path), "%s/proc/meminfo", root);
+	FILE *file = fopen(path, "we");
+	cr_assert_not_null(file);
+	fprintf(file, "MemTotal: 16777216 kB\nMemAvailable: %u kB\n", kib);
+	fclose(file);
+}
+
+static void clear_host(const char *root)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "%s/proc/meminfo", root);
+	cr_assert_eq(unlink(path), 0);
+	snprintf(path, sizeof(path), "%s/proc", root);
+	cr_assert_eq(rmdir(path), 0);
+	cr_assert_eq(rmdir(root), 0);
+}
+
 Test(ledger, that_finds_no_room_is_an_error)
 {
+	char root[] = "/tmp/jaunt-ledger-XXXXXX";
+
 	create();
 	ledger_close(&ledger);
 	refusals = 1;
 	refused_with = ENOSPC;
-	expect_no_room(&memory);
-	/* A map of terabytes: nobody has that, and nobody is asked for it. */
-	memory.region_count = 16;
-	for (size_t i = 0; i < 16; i++)
-		memory.regions[i] = (struct guest_region){
-			.name = "ram", .pages = UINT64_C(1) << 34, .page_bytes = PAGE};
+	expect_no_room(NULL);
+	/* Where it is known that there is none, nobody is asked for it. */
+	build_host(root, 4);
 	refusals = 1;
-	expect_no_room(&memory);
+	expect_no_room(root);
 	cr_assert_eq(refusals, 1);
+	clear_host(root);
 }
 
 /* --- Pages in doubt: whether the guest may have seen them ----------------------------------------
@@ -331,7 +359,8 @@ static void open_world(void)
 
 	if (!world_open_pages(&world, 1024)) /* of two chunks */
 		cr_skip_test("%s", world.lack);
-	cr_assert_eq(ledger_create(&ledger, &world.shared.memory, &error), 0, "%s", error.text);
+	cr_assert_eq(ledger_create(&ledger, &world.shared.memory, NULL, &error), 0, "%s",
+		     error.text);
 	world.shared.install.written[0] = ledger.written[0];
 }
 
