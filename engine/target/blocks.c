@@ -34,7 +34,7 @@ static void drain_hints(struct target_shared *shared)
 
 static struct fill_block *free_block(struct fill *fill, unsigned *index)
 {
-	for (unsigned i = 0; i < fill->window_max; i++) {
+	for (unsigned i = 0; i < fill->window.most; i++) {
 		if (fill->blocks[i] && (fill->blocks[i]->used || fill->blocks[i]->sending))
 			continue;
 		if (!fill->blocks[i] && (fill->blocks[i] = calloc(1, sizeof(struct fill_block))))
@@ -89,6 +89,7 @@ void fill_return_block(struct fill *fill, struct fill_block *block)
 	prefetch_return(&fill->shared->prefetch, &block->block);
 	pthread_mutex_unlock(&fill->shared->prefetch_mutex);
 	block->used = false;
+	fill->out_count--;
 	fill->out_bytes -= block->bytes;
 	block->bytes = 0;
 }
@@ -107,7 +108,9 @@ bool fill_ask_for_block(struct fill *fill)
 	pthread_mutex_unlock(&shared->prefetch_mutex);
 	if (!found)
 		return false;
+	bool idle = !fill->out_count; /* not while READs are under way */
 	block->used = true;
+	fill->out_count++;
 	list_runs(fill, block);
 	fill->out_bytes += block->bytes;
 	if (block->runs == 0) { /* filled in between */
@@ -120,9 +123,10 @@ bool fill_ask_for_block(struct fill *fill)
 		return false;
 	}
 	block->sending = true;
+	fill->sending++;
 	block->next_end = 0;
-	if (fill->order_count == 0)
-		fill->granted_ns = clock_ns();
+	if (idle)
+		window_asked(&fill->window, clock_ns());
 	fill->order[(fill->order_head + fill->order_count++) % FILL_BLOCKS_MAX] = index;
 	trace_grant(fill->lane, (unsigned)block->block.region, block->block.first,
 		    block->block.count, fill->index);
@@ -133,8 +137,10 @@ void fill_sent(void *user, uint64_t cookie)
 {
 	struct fill *fill = user;
 
-	if (cookie)
-		fill->blocks[cookie - 1]->sending = false;
+	if (!cookie)
+		return;
+	fill->blocks[cookie - 1]->sending = false;
+	fill->sending--;
 }
 
 void fill_return_blocks(struct fill *fill)
@@ -148,6 +154,6 @@ void fill_return_blocks(struct fill *fill)
 		block->sending = false;
 		block->reading = 0; /* of READs that ended with their channel nobody is told */
 	}
-	fill->order_head = fill->order_count = 0;
+	fill->order_head = fill->order_count = fill->sending = 0;
 	fill->left = 0;
 }

@@ -5,13 +5,10 @@
  * Pages are installed from the channel's receive buffer as soon as a run that one ioctl covers is
  * there, so that the copy into the guest finds the bytes in the cache.
  *
- * So much is kept outstanding that the link stays busy over its round trip: twice the product of
- * the rate achieved and the shortest time from asking to the first answer of an idle stream. At
- * first, when neither is known, a link of 1 Gbit/s is assumed and the round trip is that of the
- * control link: a window that grew from nothing would need many round trips. It counts the bytes of
- * absent pages, not blocks: behind rounds a block may have one stale page, and a few such blocks a
- * round trip would take minutes. The rate goes up at once and down slowly, since a stream that has
- * too little out measures that, and not the link.
+ * How much is kept outstanding is for window.c to say, in bytes of absent pages, not in blocks:
+ * behind rounds a block may have one stale page, and a few such blocks a round trip would take
+ * minutes. At first, when nothing is known, a link of 1 Gbit/s is assumed and the round trip is
+ * that of the control link: a window that grew from nothing would need many round trips.
  */
 #include "engine/target/fill.h"
 
@@ -23,12 +20,10 @@
 #include "base/bits.h"
 #include "base/clock.h"
 #include "engine/trace.h"
+#include "transport/ring.h"
 
 /* Asking again after there was nothing to ask for: only blocks that lost pages come back. */
 #define IDLE_NS      50000000
-#define RATE_NS      50000000u
-#define RATE_BYTES   MIB(16)    /* or so much, if it comes sooner; more than sockets hold back */
-#define RATE_FALLS   8          /* the rate falls by this part of the difference */
 #define RATE_ASSUMED 125000000u /* bytes a second, of all streams */
 
 static size_t refuse(struct fill *fill, size_t bytes, const char *text)
@@ -42,38 +37,6 @@ static size_t refuse(struct fill *fill, size_t bytes, const char *text)
 
 /* --- Receiving ----------------------------------------------------------------------------------
  */
-
-/* As many blocks as keep a link of that rate (bytes a nanosecond) busy. */
-static void open_window(struct fill *fill, double rate, uint64_t round_trip_ns)
-{
-	double blocks = 2 * rate * (double)round_trip_ns / (double)PREFETCH_BLOCK_BYTES;
-	unsigned window =
-		FILL_BLOCKS_MIN + (unsigned)(blocks < fill->window_max ? blocks : fill->window_max);
-
-	fill->window = window < fill->window_max ? window : fill->window_max;
-}
-
-static void measure(struct fill *fill, uint64_t bytes)
-{
-	uint64_t now = clock_ns();
-
-	if (fill->granted_ns) { /* the first answer after idling */
-		uint64_t took = now - fill->granted_ns;
-		if (!fill->round_trip_ns || took < fill->round_trip_ns)
-			fill->round_trip_ns = took;
-		fill->granted_ns = 0;
-		fill->rate_from_ns = now;
-		fill->rate_bytes = 0;
-	}
-	fill->rate_bytes += bytes;
-	if (now - fill->rate_from_ns < RATE_NS && fill->rate_bytes < RATE_BYTES)
-		return;
-	double rate = (double)fill->rate_bytes / (double)(now - fill->rate_from_ns + 1);
-	fill->rate += (rate - fill->rate) / (rate < fill->rate ? RATE_FALLS : 1);
-	open_window(fill, fill->rate, fill->round_trip_ns);
-	fill->rate_from_ns = now;
-	fill->rate_bytes = 0;
-}
 
 static void install_run(struct fill *fill, size_t region, uint64_t first, uint64_t count,
 			const uint8_t *bytes)
@@ -136,7 +99,7 @@ void fill_take_pages(struct fill *fill, const struct fill_block *block, size_t r
 	uint64_t wrong = 0;
 
 	counter_add(&fill->counters.payload_bytes, count * page_bytes);
-	measure(fill, count * page_bytes);
+	window_answered(&fill->window, clock_ns(), count * page_bytes, 0);
 	if (shared->session.verify &&
 	    checker_pages(&fill->checker, region, first, count, bytes, &wrong, &fill->counters) < 0)
 		return;
@@ -215,7 +178,7 @@ static void take_zeros(struct fill *fill, const struct frame *frame)
 	if (left)
 		place_zeros(fill, first, left);
 	if (!(frame->flags & FRAME_FLAG_HOLE)) /* nobody asked for holes */
-		measure(fill, answered);
+		window_answered(&fill->window, clock_ns(), 0, answered);
 }
 
 static bool end_grant(struct fill *fill, const struct frame *frame)
@@ -228,7 +191,7 @@ static bool end_grant(struct fill *fill, const struct frame *frame)
 	    block->range[block->next_end].count != frame->page_count)
 		return false;
 	if (block->described)
-		measure(fill, 0);
+		window_answered(&fill->window, clock_ns(), 0, 0);
 	if (++block->next_end < block->runs)
 		return true;
 	if (block->described)
@@ -372,6 +335,8 @@ static int open_channels(struct fill *fill)
 		result = channel_bind(fill->channel, fill->ring, &fill_events, fill, room);
 	if (result == 0)
 		result = preamble_send(fill->channel, &shared->session, ATTACH_STREAM, fill->index);
+	if (result == 0) /* before a wait for digests, which serves another ring */
+		result = ring_submit(fill->ring);
 	if (result == 0)
 		pull_open(fill);
 	return result;
@@ -414,6 +379,7 @@ static void take_handover(struct fill *fill)
 	fill->check_channel = check_channel;
 	fill->attachment = attachment;
 	fill->dead = false;
+	fill->granting = false; /* perhaps another way, of another length */
 	int result = open_channels(fill);
 	if (result < 0) {
 		close_channels(fill);
@@ -421,6 +387,18 @@ static void take_handover(struct fill *fill)
 		session_lose_of(&fill->shared->session, attachment, "start", "serve a stream: %s",
 				strerror(-result));
 	}
+}
+
+/* A block of one huge page may be more than the whole window. With digests, what rounds brought of
+ * a block is checked before it is asked for, which takes round trips: never while grants of those
+ * before wait to be sent. */
+static bool may_ask(const struct fill *fill)
+{
+	if (fill->shared->session.verify && fill->sending)
+		return false;
+	return (fill->out_count < FILL_BLOCKS_MIN ||
+		fill->out_bytes < fill->window.blocks * PREFETCH_BLOCK_BYTES) &&
+	       channel_room(fill->channel);
 }
 
 static int64_t fill_pump(void *user)
@@ -434,15 +412,15 @@ static int64_t fill_pump(void *user)
 	    !atomic_load(&shared->granting) ||
 	    !(atomic_load(&shared->push) || atomic_load(&shared->complete_first)))
 		return -1;
-	if (!fill->granting) {
-		fill->rate = (double)budget_share(RATE_ASSUMED, shared->streams) / 1e9;
-		open_window(fill, fill->rate, atomic_load(&shared->round_trip_ns));
-	}
+	if (!fill->granting)
+		window_open(&fill->window, budget_blocks(shared->streams),
+			    budget_share(RATE_ASSUMED, shared->streams),
+			    atomic_load(&shared->round_trip_ns));
 	fill->granting = true;
 	pull_pump(fill);
-	while (fill->out_bytes < fill->window * PREFETCH_BLOCK_BYTES && channel_room(fill->channel))
-		if (!fill_ask_for_block(fill))
-			break;
+	while (may_ask(fill) && fill_ask_for_block(fill))
+		if (shared->session.verify) /* it took a while: what has come since? */
+			return 0;
 	return fill->order_count || fill->pull.count || !pagemap_missing(&shared->map) ? -1
 										       : IDLE_NS;
 }
@@ -462,8 +440,7 @@ int fill_start(struct fill *fill, struct target_shared *shared, unsigned index,
 	fill->check_channel = check_channel;
 	fill->attachment = atomic_load(&shared->session.attachment);
 	handover_init(&fill->handover);
-	fill->window = FILL_BLOCKS_MIN;
-	fill->window_max = budget_blocks(shared->streams);
+	window_open(&fill->window, budget_blocks(shared->streams), 0, 0);
 	snprintf(name, sizeof(name), "jaunt-fill-%u", index);
 	fill->lane = trace_lane(shared->trace, name);
 	int result = worker_start(&fill->worker, name, WORKER_BULK, &fill_ops, fill);

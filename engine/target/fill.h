@@ -15,6 +15,7 @@
 #include "engine/target/handover.h"
 #include "engine/target/place.h"
 #include "engine/target/shared.h"
+#include "engine/target/window.h"
 #include "engine/worker.h"
 
 struct trace_lane;
@@ -76,20 +77,16 @@ struct fill {
 	struct fill_block *blocks[FILL_BLOCKS_MAX]; /* allocated when first used */
 	unsigned order[FILL_BLOCKS_MAX]; /* ring of the blocks that are out, oldest first */
 	unsigned order_head, order_count;
-	/* What to keep out, in whole blocks; read by status. A block of which little is absent
-	 * counts for little, so there may be more of them. */
-	_Atomic unsigned window;
+	/* What to keep out, in whole blocks. A block of which little is absent counts for little,
+	 * so there may be more of them. */
+	struct window window;
 	uint64_t out_bytes; /* of the blocks that are used */
+	unsigned out_count; /* of these */
+	unsigned sending;   /* of these; see there */
 	struct frame frame; /* being received; payload left: `left` pages */
 	uint32_t left;
-	unsigned window_max;
 	bool dead;
 	bool granting; /* the first grant has been made */
-	uint64_t granted_ns,
-		granted_bytes;             /* when the oldest of an idle stream's grants went out */
-	uint64_t round_trip_ns;            /* shortest seen from GRANT to its end, idle stream */
-	uint64_t rate_from_ns, rate_bytes; /* of the current measurement of the rate */
-	double rate; /* bytes a nanosecond: the last measurement, or what is left of a higher one */
 	struct pull pull;
 	struct page_counters counters;
 	counter memory_bytes; /* of this thread beyond the struct */

@@ -31,7 +31,7 @@ struct pinned {
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards all of these */
 static struct pinned chunks[CHUNKS_MAX];
 static unsigned exposed, posted, allowed = CHUNKS_MAX;
-static bool held, fail_next;
+static bool held, fail_next, refuse_send;
 static enum on_demand paging;
 
 static void withdraw(struct exposure *exposure)
@@ -261,7 +261,13 @@ static void op_unbind(struct channel *channel)
 static int op_send(struct channel *channel, const void *head, size_t head_bytes,
 		   const void *payload, size_t payload_bytes, uint64_t cookie)
 {
-	return channel_send(of(channel)->inner, head, head_bytes, payload, payload_bytes, cookie);
+	pthread_mutex_lock(&mutex);
+	bool refused = refuse_send;
+	refuse_send = false;
+	pthread_mutex_unlock(&mutex);
+	return refused ? -EPIPE
+		       : channel_send(of(channel)->inner, head, head_bytes, payload, payload_bytes,
+				      cookie);
 }
 
 static size_t op_room(const struct channel *channel)
@@ -403,6 +409,13 @@ void reading_fail_next(void)
 {
 	pthread_mutex_lock(&mutex);
 	fail_next = true;
+	pthread_mutex_unlock(&mutex);
+}
+
+void reading_refuse_next_send(void)
+{
+	pthread_mutex_lock(&mutex);
+	refuse_send = true;
 	pthread_mutex_unlock(&mutex);
 }
 

@@ -22,6 +22,8 @@ unsigned reading_count(void);
 void reading_hold(bool hold);
 /* The next READ fails, and with it its channel. */
 void reading_fail_next(void);
+/* The next message of such a channel cannot be sent. */
+void reading_refuse_next_send(void);
 /* After so many more chunks none is exposed any more: -ENOMEM, "memory-lock". */
 void reading_refuse_after(unsigned chunks);
 /* What its device says of on-demand paging, which is without pins then. */

@@ -89,10 +89,11 @@ Test(fill, of_blocks_with_little_absent_more_are_out_at_once)
 		filling_send_pages(block * FILLING_BLOCK + 100, 1, 1);
 		filling_end_grant(block * FILLING_BLOCK + 100, 1);
 	}
-	while (pagemap_missing(&filling.world.shared.map) > FILLING_PAGES - 4)
-		sched_yield();
+	filling_end_grant(1, 1); /* was never made: ends the channel when all before it is done */
+	world_await_loss(&filling.world);
 	fill_stop(filling.fill);
 	cr_assert_eq(filling.fill->out_bytes, 0);
+	cr_assert_eq(filling.fill->out_count, 0);
 	filling_close();
 }
 
@@ -105,7 +106,21 @@ Test(fill, holes_told_are_no_answer_to_a_grant)
 	filling_end_grant(1, 1); /* was never made: ends the channel when all before it is done */
 	world_await_loss(&filling.world);
 	cr_assert_eq(counter_get(&filling.fill->counters.hole), 300);
-	cr_assert_eq(filling.fill->round_trip_ns, 0);
+	cr_assert_eq(filling.fill->window.round_trip_ns, 0);
+	filling_close();
+}
+
+Test(fill, zeros_that_were_asked_for_are_an_answer_and_no_data)
+{
+	open_fill();
+	expect_grant(0, FILLING_BLOCK);
+	filling_send_head(FRAME_ZERO, 0, 100, 300);
+	filling_end_grant(1, 1);
+	world_await_loss(&filling.world);
+	fill_stop(filling.fill);
+	cr_assert_gt(filling.fill->window.round_trip_ns, 0);
+	cr_assert_eq(filling.fill->window.zero_bytes, 300 * PAGE);
+	cr_assert_eq(filling.fill->window.data_bytes, 0);
 	filling_close();
 }
 

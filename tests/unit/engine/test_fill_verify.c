@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <xxhash.h>
 
+#include "engine/target/place.h"
 #include "tests/unit/engine/filling.h"
 #include "transport/ring.h"
 
@@ -196,5 +197,49 @@ Test(fill_verify, when_digests_cannot_be_had_nothing_is_seen)
 	filling_end_grant(9, 9);
 	peer_expect_close(filling.fd);
 	filling_expect_untouched(0, FILLING_PAGES);
+	filling_close();
+}
+
+/* Of each block a page that a round brought, which is checked before the block is asked for, one
+ * that is absent, and nothing else. */
+static void open_behind_a_round(void)
+{
+	struct target_shared *shared = &filling.world.shared;
+
+	filling_open(FILLING_PAGES);
+	shared->session.verify = true;
+	cr_assert_eq(place_open(shared), 0);
+	for (uint64_t page = 0; page < FILLING_PAGES; page++) {
+		uint64_t bit = UINT64_C(1) << page % 64;
+		if (page % FILLING_BLOCK == 100) {
+			world_put_stale(&filling.world, 0, page, 1);
+			atomic_fetch_or(&shared->copied[0][page / 64], bit);
+		} else if (page % FILLING_BLOCK != 101) {
+			pagemap_claim(&shared->map, 0, page / 64, bit);
+		}
+	}
+	filling_start(true, true);
+}
+
+Test(fill_verify, what_a_block_lacks_is_asked_for_before_the_next_is_checked)
+{
+	open_behind_a_round();
+	for (uint64_t block = 0; block < 4; block++) {
+		cr_assert_eq(answer_digest(1, never).first_page, block * FILLING_BLOCK + 100);
+		cr_assert_eq(filling_next_grant().first_page, block * FILLING_BLOCK + 101);
+	}
+	for (uint64_t page = 101; page < FILLING_PAGES; page += FILLING_BLOCK) {
+		filling_send_pages(page, 1, 1);
+		cr_assert_eq(answer_digest(1, never).first_page, page);
+		filling_end_grant(page, 1);
+	}
+	filling_end_grant(9, 9); /* was never made: ends the channel when all before it is done */
+	world_await_loss(&filling.world);
+	fill_stop(filling.fill);
+	for (uint64_t page = 100; page < FILLING_PAGES; page += FILLING_BLOCK)
+		filling_expect_made(page, 2, 1);
+	cr_assert_eq(filling.fill->out_bytes, 0);
+	cr_assert_eq(filling.fill->out_count, 0);
+	place_close(&filling.world.shared);
 	filling_close();
 }

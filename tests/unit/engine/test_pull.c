@@ -216,6 +216,8 @@ Test(pull, a_read_that_fails_loses_the_session_and_leaves_the_page_missing)
 
 /* --- Streams ------------------------------------------------------------------------------ */
 
+static bool held_back; /* does not push yet */
+
 static void open_fill(bool verify)
 {
 	struct channel *inner, *check = NULL;
@@ -225,7 +227,7 @@ static void open_fill(bool verify)
 		peer_open(&check, &check_fd);
 	world.shared.session.verify = verify;
 	atomic_store(&world.shared.granting, true);
-	atomic_store(&world.shared.push, true);
+	atomic_store(&world.shared.push, !held_back);
 	fill = calloc(1, sizeof(*fill));
 	cr_assert_eq(fill_start(fill, &world.shared, 0, reading_wrap(inner), check), 0);
 	peer_expect_preamble(fd, ATTACH_STREAM, 0);
@@ -275,6 +277,13 @@ static void await_complete(void)
 	}
 }
 
+static void expect_nothing_out(void)
+{
+	fill_stop(fill);
+	cr_assert_eq(fill->out_bytes, 0);
+	cr_assert_eq(fill->out_count, 0);
+}
+
 Test(pull, a_stream_asks_what_is_zero_and_reads_the_rest)
 {
 	unsigned granted = 0;
@@ -300,6 +309,7 @@ Test(pull, a_stream_asks_what_is_zero_and_reads_the_rest)
 	/* 18 KiB and 1448 KiB of each block, in runs of 128 KiB at most. */
 	cr_assert_leq(reading_count(), PAGES / BLOCK * (2 + 12));
 	cr_assert_eq(counter_get(&fill->counters.read), PAGES - PAGES / BLOCK * 100);
+	expect_nothing_out();
 	close_fill();
 }
 
@@ -400,6 +410,59 @@ Test(pull, reads_that_end_with_their_channel_keep_no_block)
 		left -= grant.page_count;
 	}
 	await_complete();
+	expect_nothing_out();
+	close_fill();
+}
+
+/* Or the time until a READ is done would be taken for the round trip of a grant. */
+Test(pull, a_stream_with_reads_under_way_is_not_idle)
+{
+	open_source();
+	expose_pages(0, PAGES);
+	open_fill(false);
+	reading_hold(true);
+	struct frame first = next_grant(), second = next_grant();
+	send_head(FRAME_ZERO, first.first_page + 32, BLOCK - 32);
+	end_grant(&first); /* the rest is READ */
+	send_head(FRAME_ZERO, second.first_page, BLOCK);
+	end_grant(&second);
+	next_grant();
+	fill_stop(fill);
+	cr_assert_gt(fill->window.round_trip_ns, 0);
+	cr_assert_eq(fill->window.asked_ns, 0);
+	reading_hold(false);
+	close_fill();
+}
+
+Test(pull, another_way_has_a_window_of_its_own)
+{
+	open_source();
+	open_fill(false);
+	for (unsigned i = 0; i < FILL_BLOCKS_MIN; i++)
+		next_grant();
+	atomic_store(&world.shared.round_trip_ns, 100000000);
+	attach_again(2);
+	for (unsigned block = 0; block < PAGES / BLOCK; block++)
+		next_grant();
+	close_fill();
+}
+
+Test(pull, a_grant_that_cannot_be_sent_is_made_again)
+{
+	open_source();
+	expose_pages(0, PAGES);
+	held_back = true;
+	open_fill(false);
+	reading_refuse_next_send();
+	atomic_store(&world.shared.push, true);
+	worker_wake(&fill->worker);
+	for (unsigned granted = 0; granted < PAGES;) {
+		struct frame grant = next_grant();
+		end_grant(&grant);
+		granted += grant.page_count;
+	}
+	await_complete();
+	expect_nothing_out();
 	close_fill();
 }
 
