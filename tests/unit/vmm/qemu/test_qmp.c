@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "peer.h"
 #include "vmm/qemu/qmp.h"
 
 #define GREETING                                                                                   \
@@ -25,9 +26,7 @@
 static const char *const *script;
 static enum { HANG, HANG_UP, RAVE, CHATTER } then;
 static atomic_uint said; /* lines of it */
-static char folder[64], path[96];
-static int listener = -1;
-static pthread_t peer;
+static struct peer peer; /* played here, word for word */
 static bool has_peer;
 
 static bool read_command(int fd)
@@ -43,7 +42,7 @@ static void *play(void *unused)
 {
 	static const char chatter[] = "{\"event\": \"A\"}\n{\"event\": \"B\"}\n";
 	static char noise[65536];
-	int fd = accept(listener, NULL, NULL);
+	int fd = accept(peer.listener, NULL, NULL);
 	bool heard = true;
 
 	for (size_t i = 0; script[i] && heard; i++) {
@@ -66,30 +65,20 @@ static void begin(const char *const *lines, int end)
 {
 	script = lines;
 	then = end;
-	cr_assert_eq(pthread_create(&peer, NULL, play, NULL), 0);
+	cr_assert_eq(pthread_create(&peer.thread, NULL, play, NULL), 0);
 	has_peer = true;
 }
 
 static void set_up(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-	snprintf(folder, sizeof(folder), "/tmp/jaunt-test-XXXXXX");
-	cr_assert(mkdtemp(folder));
-	snprintf(path, sizeof(path), "%s/qmp", folder);
-	strcpy(address.sun_path, path);
-	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
-	cr_assert_eq(listen(listener, 1), 0);
+	peer_listen(&peer);
 }
 
 static void tear_down(void)
 {
 	if (has_peer)
-		pthread_join(peer, NULL);
-	close(listener);
-	unlink(path);
-	rmdir(folder);
+		pthread_join(peer.thread, NULL);
+	peer_forget(&peer);
 }
 
 TestSuite(qmp, .init = set_up, .fini = tear_down, .timeout = 60);
@@ -98,7 +87,7 @@ static struct qmp *open_it(void)
 {
 	struct jaunt_error error = {0};
 	struct qmp *qmp = NULL;
-	cr_assert_eq(qmp_open(&qmp, path, PATIENT, &error), 0, "%s", error.text);
+	cr_assert_eq(qmp_open(&qmp, peer.path, PATIENT, &error), 0, "%s", error.text);
 	return qmp;
 }
 
@@ -106,7 +95,7 @@ static struct jaunt_error open_fails(unsigned timeout_ms, int code)
 {
 	struct jaunt_error error = {0};
 	struct qmp *qmp = NULL;
-	cr_assert_eq(qmp_open(&qmp, path, timeout_ms, &error), -code, "%s", error.text);
+	cr_assert_eq(qmp_open(&qmp, peer.path, timeout_ms, &error), -code, "%s", error.text);
 	cr_assert_eq(error.code, code);
 	return error;
 }
@@ -447,7 +436,7 @@ Test(qmp, refuses_what_is_not_qmp)
 		begin(lines, HANG_UP);
 		struct jaunt_error error = open_fails(PATIENT, EPROTO);
 		cr_assert_str_eq(error.reason, "qmp-protocol");
-		pthread_join(peer, NULL);
+		pthread_join(peer.thread, NULL);
 		has_peer = false;
 	}
 }
@@ -473,7 +462,7 @@ static struct qmp *connect_it(void)
 {
 	struct jaunt_error error = {0};
 	struct qmp *qmp = NULL;
-	cr_assert_eq(qmp_connect(&qmp, path, &error), 0, "%s", error.text);
+	cr_assert_eq(qmp_connect(&qmp, peer.path, &error), 0, "%s", error.text);
 	cr_assert_not(qmp_is_negotiated(qmp));
 	return qmp;
 }
@@ -513,10 +502,10 @@ Test(qmp, goes_on_when_the_negotiation_is_answered_late)
 
 Test(qmp, says_when_nobody_is_there)
 {
-	unlink(path);
+	unlink(peer.path);
 	struct jaunt_error error = open_fails(PATIENT, ENOENT);
 	cr_assert_str_eq(error.reason, "qemu-unreachable");
-	cr_assert(strstr(error.text, path));
+	cr_assert(strstr(error.text, peer.path));
 }
 
 Test(qmp, gives_up_a_command_that_a_peer_does_not_read)

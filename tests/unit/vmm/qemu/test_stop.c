@@ -3,16 +3,14 @@
  * saves and continues as QEMU does. */
 #include <criterion/criterion.h>
 #include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include "vmm/qemu/agent/pass.h"
+#include "peer.h"
 #include "vmm/qemu/commit.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
@@ -34,47 +32,18 @@ static struct {
 	bool stuck;            /* gives up, and does not continue the guest */
 	unsigned continued;    /* by Jaunt */
 } qemu = {.mutex = PTHREAD_MUTEX_INITIALIZER};
-static char folder[64], path[96], record[96];
-static int listener = -1, client = -1, channel = -1;
-static pthread_t peer;
-
-static bool read_command(char *line, size_t room)
-{
-	size_t bytes = 0;
-
-	for (char byte = 0; byte != '\n' && bytes + 1 < room;) {
-		struct iovec part = {&byte, 1};
-		union pass_room passed;
-		struct msghdr message = {.msg_iov = &part,
-					 .msg_iovlen = 1,
-					 .msg_control = passed.bytes,
-					 .msg_controllen = sizeof(passed.bytes)};
-		if (recvmsg(client, &message, 0) != 1)
-			return false;
-		if (CMSG_FIRSTHDR(&message))
-			memcpy(&channel, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(channel));
-		line[bytes++] = byte;
-	}
-	line[bytes] = '\0';
-	return true;
-}
-
-static void say(const char *format, const char *word)
-{
-	char text[256];
-	int bytes = snprintf(text, sizeof(text), format, word);
-	send(client, text, (size_t)bytes, MSG_NOSIGNAL);
-}
+static char record[96];
+static struct peer peer;
 
 static void tell(const char *event)
 {
-	say("{\"event\": \"%s\"}\n", event);
+	peer_say(&peer, "{\"event\": \"%s\"}\n", event);
 }
 
 static void tell_migration(const char *status)
 {
 	qemu.migration = status;
-	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", status);
+	peer_say(&peer, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", status);
 }
 
 static void stop_as(const char *status)
@@ -102,9 +71,7 @@ static void pass_ends(void)
 
 static void give_up(const char *status)
 {
-	if (channel >= 0)
-		close(channel);
-	channel = -1;
+	peer_close_channel(&peer);
 	tell_migration(status);
 	if (qemu.stuck)
 		return;
@@ -131,10 +98,9 @@ static void write_rest(void)
 	section[129] = 0x7e;
 	section[133] = 7;
 	if (!qemu.silent)
-		send(channel, section, sizeof(section), MSG_NOSIGNAL);
-	send(channel, "the devices", 11, MSG_NOSIGNAL);
-	close(channel);
-	channel = -1;
+		send(peer.channel, section, sizeof(section), MSG_NOSIGNAL);
+	send(peer.channel, "the devices", 11, MSG_NOSIGNAL);
+	peer_close_channel(&peer);
 	qemu.status = "postmigrate";
 	if (!qemu.breaks)
 		tell_migration("completed");
@@ -149,7 +115,7 @@ static void answer(const char *word, const char *id)
 			 word[6] == 's' ? qemu.status : qemu.migration, id);
 	else
 		snprintf(text, sizeof(text), "{\"return\": {}, \"id\": %s}\n", id);
-	say("%s", text);
+	peer_say(&peer, "%s", text);
 }
 
 static void obey(const char *word)
@@ -163,7 +129,7 @@ static void obey(const char *word)
 		static const char pages[PAGES];
 		qemu.before = NULL;
 		tell_migration("active");
-		send(channel, pages, sizeof(pages), MSG_NOSIGNAL);
+		send(peer.channel, pages, sizeof(pages), MSG_NOSIGNAL);
 	} else if (strcmp(word, "migrate-continue") == 0) {
 		write_rest();
 	} else if (strcmp(word, "migrate_cancel") == 0 &&
@@ -173,29 +139,19 @@ static void obey(const char *word)
 	}
 }
 
-static void *live(void *unused)
+static void live(const char *word, int number)
 {
-	char line[1024], word[32], id[16];
+	char id[16];
 
-	client = accept(listener, NULL, NULL);
-	say("{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": %s}}}}\n",
-	    "22");
-	while (read_command(line, sizeof(line))) {
-		const char *number = strstr(line, "\"id\":");
-		const char *command = strstr(line, "\"execute\":\"");
-		sscanf(command ? command : "", "\"execute\":\"%31[^\"]", word);
-		snprintf(id, sizeof(id), "%d", number ? atoi(number + 5) : 0);
-		pthread_mutex_lock(&qemu.mutex);
-		/* As QEMU does: an event comes before the answer to what caused it. */
-		bool asks = strncmp(word, "query", 5) == 0;
-		if (!asks)
-			obey(word);
-		answer(word, id);
-		if (qemu.breaks && strcmp(word, "migrate-continue") == 0)
-			shutdown(client, SHUT_WR);
-		pthread_mutex_unlock(&qemu.mutex);
-	}
-	return unused;
+	snprintf(id, sizeof(id), "%d", number);
+	pthread_mutex_lock(&qemu.mutex);
+	/* As QEMU does: an event comes before the answer to what caused it. */
+	if (strncmp(word, "query", 5) != 0)
+		obey(word);
+	answer(word, id);
+	if (qemu.breaks && strcmp(word, "migrate-continue") == 0)
+		shutdown(peer.client, SHUT_WR);
+	pthread_mutex_unlock(&qemu.mutex);
 }
 
 /* Somebody else, or QEMU itself, does it now. */
@@ -226,28 +182,20 @@ static void is_stopped_and_continued(void)
 /* ------------------------------------------------------------------------------------------------
  */
 
-static const struct qemu_place place = {.monitor = path, .record = record};
+static const struct qemu_place place = {.monitor = peer.path, .record = record};
 static struct qemu vm;
 static struct jaunt_error error;
 
 static void set_up(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-	snprintf(folder, sizeof(folder), "/tmp/jaunt-test-XXXXXX");
-	cr_assert(mkdtemp(folder));
-	snprintf(path, sizeof(path), "%s/qmp", folder);
-	snprintf(record, sizeof(record), "%s/vm.commit", folder);
-	strcpy(address.sun_path, path);
-	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
-	cr_assert_eq(listen(listener, 1), 0);
+	peer_listen(&peer);
+	snprintf(record, sizeof(record), "%s/vm.commit", peer.folder);
 	qemu.status = "running";
 	qemu.migration = "none";
-	cr_assert_eq(pthread_create(&peer, NULL, live, NULL), 0);
+	peer_start(&peer, live);
 	vm = (struct qemu){
 		.place = &place, .pidfd = -1, .stream_fd = -1, .attach.fd = -1, .ahead = true};
-	cr_assert_eq(qmp_open(&vm.qmp, path, PATIENT, &error), 0, "%s", error.text);
+	cr_assert_eq(qmp_open(&vm.qmp, peer.path, PATIENT, &error), 0, "%s", error.text);
 	vm.started = commit_started(getpid());
 }
 
@@ -255,14 +203,9 @@ static void tear_down(void)
 {
 	stream_withdraw(&vm);
 	qmp_close(vm.qmp);
-	pthread_join(peer, NULL);
-	if (channel >= 0)
-		close(channel);
-	close(client);
-	close(listener);
+	peer_join(&peer);
 	unlink(record);
-	unlink(path);
-	rmdir(folder);
+	peer_forget(&peer);
 }
 
 TestSuite(stop, .init = set_up, .fini = tear_down, .timeout = 60);
@@ -503,9 +446,8 @@ static enum qemu_remains recover(int wanted)
 	stream_withdraw(&vm);
 	qmp_close(vm.qmp);
 	vm.qmp = NULL;
-	pthread_join(peer, NULL);
-	close(client);
-	cr_assert_eq(pthread_create(&peer, NULL, live, NULL), 0);
+	peer_join(&peer);
+	peer_start(&peer, live);
 	cr_assert_eq(qemu_recover(&place, &remains, &error), wanted, "%s", error.text);
 	return remains;
 }

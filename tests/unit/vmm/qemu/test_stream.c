@@ -9,10 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include "vmm/qemu/agent/pass.h"
+#include "peer.h"
 #include "vmm/qemu/stream.h"
 #include "vmm/qemu/vm.h"
 
@@ -31,9 +30,7 @@ static struct {
 	size_t loaded_bytes;
 	atomic_bool cancelled, stopped;
 } qemu = {.last = "completed"};
-static char folder[64], path[96];
-static int listener = -1, client = -1, channel = -1;
-static pthread_t peer;
+static struct peer peer;
 
 static char byte_of(size_t at)
 {
@@ -47,39 +44,10 @@ static void check_bytes(const char *some, size_t from, size_t count)
 			cr_assert_fail("byte %zu", from + i);
 }
 
-static bool read_command(char *line, size_t room)
-{
-	size_t bytes = 0;
-
-	for (char byte = 0; byte != '\n' && bytes + 1 < room;) {
-		struct iovec part = {&byte, 1};
-		union pass_room passed;
-		struct msghdr message = {.msg_iov = &part,
-					 .msg_iovlen = 1,
-					 .msg_control = passed.bytes,
-					 .msg_controllen = sizeof(passed.bytes)};
-		if (recvmsg(client, &message, 0) != 1)
-			return false;
-		if (CMSG_FIRSTHDR(&message))
-			memcpy(&channel, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(channel));
-		line[bytes++] = byte;
-	}
-	line[bytes] = '\0';
-	return true;
-}
-
-static void say(const char *format, const char *word)
-{
-	char text[256];
-	int bytes = snprintf(text, sizeof(text), format, word);
-	send(client, text, (size_t)bytes, MSG_NOSIGNAL);
-}
-
 static void tell_end(void)
 {
-	close(channel);
-	channel = -1;
-	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", qemu.last);
+	peer_close_channel(&peer);
+	peer_say(&peer, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", qemu.last);
 }
 
 static void write_state(size_t done, size_t end)
@@ -90,7 +58,7 @@ static void write_state(size_t done, size_t end)
 		size_t count = end - done < sizeof(some) ? end - done : sizeof(some);
 		for (size_t i = 0; i < count; i++)
 			some[i] = byte_of(done + i);
-		ssize_t sent = send(channel, some, count, MSG_NOSIGNAL);
+		ssize_t sent = send(peer.channel, some, count, MSG_NOSIGNAL);
 		if (sent <= 0)
 			break;
 		done += (size_t)sent;
@@ -101,8 +69,8 @@ static void save(void)
 {
 	write_state(0, qemu.ahead ? qemu.ahead : qemu.saves);
 	if (qemu.ahead)
-		say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n",
-		    "pre-switchover");
+		peer_say(&peer, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n",
+			 "pre-switchover");
 	else
 		tell_end();
 }
@@ -118,77 +86,56 @@ static void load(void)
 	ssize_t got = qemu.deaf ? 0 : 1;
 
 	while (got > 0) {
-		got = recv(channel, qemu.loaded + qemu.loaded_bytes, 65536, 0);
+		got = recv(peer.channel, qemu.loaded + qemu.loaded_bytes, 65536, 0);
 		qemu.loaded_bytes += got > 0 ? (size_t)got : 0;
 	}
 	if (qemu.dies)
-		shutdown(client, SHUT_RDWR);
+		shutdown(peer.client, SHUT_RDWR);
 	tell_end();
 }
 
-static void *live(void *unused)
+static void obey(const char *word, int id)
 {
-	char line[1024], word[32], answer[96];
+	char answer[96];
+	bool asks = strcmp(word, "query-migrate") == 0;
 
-	client = accept(listener, NULL, NULL);
-	say("{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7, \"minor\": 2, \"micro\": %s}}}}\n",
-	    "22");
-	while (read_command(line, sizeof(line))) {
-		const char *id = strstr(line, "\"id\":"), *command = strstr(line, "\"execute\":\"");
-		sscanf(command ? command : "", "\"execute\":\"%31[^\"]", word);
-		bool asks = strcmp(word, "query-migrate") == 0;
-		snprintf(answer, sizeof(answer), "{\"return\": {%s}, \"id\": %d}\n",
-			 asks ? "\"error-desc\": \"no such device\"" : "", id ? atoi(id + 5) : 0);
-		if (strcmp(word, "migrate_cancel") == 0)
-			atomic_store(&qemu.cancelled, true);
-		say("%s", answer);
-		if (strcmp(word, "migrate") == 0)
-			save();
-		else if (strcmp(word, "migrate-continue") == 0)
-			save_rest();
-		else if (strcmp(word, "stop") == 0)
-			atomic_store(&qemu.stopped, true);
-		else if (strcmp(word, "migrate-incoming") == 0)
-			load();
-	}
-	return unused;
+	snprintf(answer, sizeof(answer), "{\"return\": {%s}, \"id\": %d}\n",
+		 asks ? "\"error-desc\": \"no such device\"" : "", id);
+	if (strcmp(word, "migrate_cancel") == 0)
+		atomic_store(&qemu.cancelled, true);
+	peer_say(&peer, "%s", answer);
+	if (strcmp(word, "migrate") == 0)
+		save();
+	else if (strcmp(word, "migrate-continue") == 0)
+		save_rest();
+	else if (strcmp(word, "stop") == 0)
+		atomic_store(&qemu.stopped, true);
+	else if (strcmp(word, "migrate-incoming") == 0)
+		load();
 }
 
 /* ------------------------------------------------------------------------------------------------
  */
 
-static const struct qemu_place place = {.monitor = path};
+static const struct qemu_place place = {.monitor = peer.path};
 static struct qemu vm = {.place = &place, .pidfd = -1, .stream_fd = -1, .attach.fd = -1};
 static struct jaunt_error error;
 
 static void set_up(void)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-	snprintf(folder, sizeof(folder), "/tmp/jaunt-test-XXXXXX");
-	cr_assert(mkdtemp(folder));
-	snprintf(path, sizeof(path), "%s/qmp", folder);
-	strcpy(address.sun_path, path);
-	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
-	cr_assert_eq(listen(listener, 1), 0);
+	peer_listen(&peer);
 	cr_assert(qemu.loaded = malloc(8u << 20));
-	cr_assert_eq(pthread_create(&peer, NULL, live, NULL), 0);
-	cr_assert_eq(qmp_open(&vm.qmp, path, PATIENT, &error), 0, "%s", error.text);
+	peer_start(&peer, obey);
+	cr_assert_eq(qmp_open(&vm.qmp, peer.path, PATIENT, &error), 0, "%s", error.text);
 }
 
 static void tear_down(void)
 {
 	cr_assert_eq(vm.stream_fd, -1);
 	qmp_close(vm.qmp);
-	pthread_join(peer, NULL);
-	if (channel >= 0)
-		close(channel);
-	close(client);
-	close(listener);
+	peer_join(&peer);
 	free(qemu.loaded);
-	unlink(path);
-	rmdir(folder);
+	peer_forget(&peer);
 }
 
 TestSuite(stream, .init = set_up, .fini = tear_down, .timeout = 60);
@@ -224,7 +171,8 @@ Test(stream, does_not_take_the_end_of_an_earlier_migration_for_its_own)
 	void *state;
 	size_t count;
 	/* What was said of the first is heard; QEMU says it again, and another word after it. */
-	say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n", "completed");
+	peer_say(&peer, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%s\"}}\n",
+		 "completed");
 	cr_assert_eq(stream_save(&vm, &state, &count, &error), -EIO);
 	free(state);
 }
