@@ -128,10 +128,17 @@ static int has_run(struct qemu *vm, bool *ran, struct jaunt_error *error)
 	return 0;
 }
 
+/* Nor for the next command, if we die. */
+static void leave_stopped(struct qemu *vm)
+{
+	vm->by_qemu = false;
+	qemu_take_back(vm, false);
+}
+
 /* It is not for us to continue. */
 static int had_stopped(struct qemu *vm, const char *status, struct jaunt_error *error)
 {
-	qemu_take_back(vm, false);
+	leave_stopped(vm);
 	return error_set(error, EINVAL, "qemu-state",
 			 "the guest had stopped before, \"%s\" as QEMU says, and is not continued; "
 			 "continue it, then move it again",
@@ -252,8 +259,12 @@ static int find_stopped(struct qemu *vm, int saved, const void *state, size_t by
 		vm->stopped = true;
 		return saved ? saved : noted;
 	}
-	if (saved || says)
-		return saved ? saved : had_stopped(vm, before, error);
+	if (says && !saved)
+		return had_stopped(vm, before, error);
+	if (says || !saved)
+		leave_stopped(vm);
+	if (saved)
+		return saved;
 	return error_set(error, EINVAL, "qemu-state",
 			 "QEMU's state does not say whether it was QEMU that stopped the guest (is "
 			 "store-global-state off?), so it is not continued; continue it if nobody "
@@ -393,6 +404,11 @@ static int go_back(struct qemu *vm, uint64_t *first_entry_ns, struct jaunt_error
 		return error_set(error, ETIMEDOUT, "qemu-silent",
 				 "QEMU has stopped the guest for its state, and does not continue "
 				 "it");
+	/* Nobody else was seen to stop it, and one that does so unseen in the moment of a failure
+	 * is rarer than the failure. */
+	if (vm->by_qemu && !vm->stopped && strcmp(status, "postmigrate") == 0 &&
+	    stream_is_written(vm))
+		qemu_take_back(vm, true);
 	if (is_anothers(vm, status)) {
 		forget(vm);
 		return 0;

@@ -57,14 +57,7 @@ static int let_go_on(struct qemu *vm, enum qemu_remains *remains, struct jaunt_e
 	char status[RUNSTATE_MAX];
 
 	vm->under_way = stream_waits(vm);
-	bool wrote = vm->by_qemu && !vm->under_way;
-	int result = vm->under_way || wrote ? go_on(vm, status, remains, error) : 0;
-	if (result || !wrote || strcmp(status, "postmigrate") != 0)
-		return result;
-	/* Until then nobody else was seen to stop it, and one that does in the moment of a death is
-	 * rarer than the death. */
-	vm->stopped = true;
-	return continue_it(vm, remains, error);
+	return vm->under_way || vm->by_qemu ? go_on(vm, status, remains, error) : 0;
 }
 
 /* One that the dead process did not stop is left as it is: its operator may have. */

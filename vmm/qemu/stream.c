@@ -357,15 +357,25 @@ static bool is_migrating(struct qemu *vm)
 	return migrating;
 }
 
-bool stream_waits(struct qemu *vm)
+static bool says(struct qemu *vm, const char *wanted)
 {
 	json_t *answer = NULL;
 	int result = qmp_execute(vm->qmp, "query-migrate", NULL, QEMU_ANSWER_MS, &answer, NULL);
 	const char *status = json_string_value(json_object_get(answer, "status"));
-	bool waits = result == 0 && status && strcmp(status, "pre-switchover") == 0;
+	bool is = result == 0 && status && strcmp(status, wanted) == 0;
 
 	json_decref(answer);
-	return waits;
+	return is;
+}
+
+bool stream_waits(struct qemu *vm)
+{
+	return says(vm, "pre-switchover");
+}
+
+bool stream_is_written(struct qemu *vm)
+{
+	return says(vm, "completed");
 }
 
 int stream_cancel(struct qemu *vm, struct jaunt_error *error)

@@ -31,6 +31,8 @@ int stream_ahead(struct qemu *vm, void *buffer, size_t room, size_t *bytes,
 		 struct jaunt_error *error);
 /* By its own words it has stopped the guest, and waits to write the rest. */
 bool stream_waits(struct qemu *vm);
+/* Whether QEMU has written all of its last one, read or not. */
+bool stream_is_written(struct qemu *vm);
 /* Has it give up what was begun, and waits until it has: if it had stopped the guest by itself,
  * that runs again. */
 int stream_cancel(struct qemu *vm, struct jaunt_error *error);

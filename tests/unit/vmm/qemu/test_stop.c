@@ -492,6 +492,39 @@ Test(stop, by_qemu_that_has_written_all_at_a_death_is_undone_by_the_next)
 	cr_assert_neq(access(record, F_OK), 0);
 }
 
+Test(stop, by_another_whose_state_failed_at_a_death_stays)
+{
+	qemu.fails = true;
+	dies_at_the_rest(is_stopped_and_ends);
+	cr_assert_eq(recover(0), QEMU_NOTHING);
+	cr_assert_eq(qemu.continued, 0);
+	cr_assert_str_eq(qemu.status, "postmigrate");
+}
+
+/* What the state said is in the record, should the process die before it has told anybody. */
+Test(stop, by_another_that_the_state_told_of_stays_after_a_death)
+{
+	begin();
+	does(is_stopped_and_ends);
+	cr_assert_eq(go_ahead(), 0);
+	cr_assert_eq(pause_it(), 0, "%s", error.text);
+	cr_assert_eq(save_it(), -EINVAL);
+	cr_assert_eq(recover(0), QEMU_NOTHING);
+	cr_assert_eq(qemu.continued, 0);
+	cr_assert_str_eq(qemu.status, "postmigrate");
+}
+
+/* It has written all, and not all was read. */
+Test(stop, by_qemu_whose_state_was_lost_on_the_way_is_ours)
+{
+	uint64_t when;
+
+	dies_at_the_rest(pass_ends);
+	cr_assert_eq(qemu_ops.resume(&vm, &when, &error), 0, "%s", error.text);
+	cr_assert_eq(qemu.continued, 1);
+	cr_assert_str_eq(qemu.status, "running");
+}
+
 Test(stop, by_qemu_that_gave_up_at_a_death_is_undone_by_qemu)
 {
 	qemu.fails = true;
