@@ -67,9 +67,13 @@ class Pulses:
 class Hop:
   """One migration. Times are in milliseconds; moments are of the QEMUs' own events."""
 
-  def __init__(self, way, total, source, target, gap, access):
+  def __init__(self, way, total, source, target, gap, memory):
+    access, due = memory['access'], memory['access_due']
     self.way, self.total, self.stall = way, total, gap * 1e3
     self.p99, self.worst = access['p99_us'] / 1e3, access['max_us'] / 1e3
+    # While one access waits others that were due are not made. A guest that waits long and seldom
+    # would look better for that, so they are counted as if they had been made and had waited.
+    self.due = due['p99_us'] / 1e3
     stopped, runs = source.when('STOP'), target.when('RESUME')
     if not stopped or not runs:
       raise Failed(f'{way}: no STOP at the source, or no RESUME at the target')
@@ -87,7 +91,8 @@ class Hop:
 
   def json(self):
     return {'way': self.way, 'total_ms': self.total, 'downtime_ms': self.downtime,
-            'longest_stall_ms': self.stall, 'access_p99_ms': self.p99, 'access_worst_ms': self.worst,
+            'longest_stall_ms': self.stall, 'access_p99_ms': self.p99,
+            'access_due_p99_ms': self.due, 'access_worst_ms': self.worst,
             'downtime_phases_ms': self.phases}
 
 
@@ -148,7 +153,7 @@ class Track:
     report = guest.here.report()['memory']
     target.monitor.ask('stop')
     gap = self.pulses.longest_gap(began - SETTLE_S / 2, ended + SETTLE_S / 2)
-    self.hops.append(Hop(self.way, total, source.monitor, target.monitor, gap, report['access']))
+    self.hops.append(Hop(self.way, total, source.monitor, target.monitor, gap, report))
     source.end()
     self.bench.keep('hop', self.hops[-1].json())
     self._judge(report['errors'], report['first'])
@@ -196,6 +201,7 @@ def by_qemu(*capabilities, **parameters):
 # --- The comparison ---------------------------------------------------------------------------------
 
 LABELS = {'total': 'total', 'stall': 'longest stall', 'downtime': 'downtime', 'p99': 'access p99',
+          'due': 'access p99, those due while one waits',
           'worst': 'worst access'}
 CAPPED = {'bandwidth': CAP, 'max_postcopy_bandwidth': CAP}
 
@@ -250,7 +256,8 @@ def qemu_capped(bench):
   """The same at 125 MB/s."""
   _compare(bench, '125 MB/s',
            ('Jaunt post-copy', by_jaunt('--mode', 'post-copy', '--bandwidth', '125MB/s')),
-           ('QEMU post-copy, preempt', by_qemu(*POST_COPY, **CAPPED), {'p99': 0.5, 'worst': 0.2}))
+           ('QEMU post-copy, preempt', by_qemu(*POST_COPY, **CAPPED),
+            {'p99': 0.5, 'due': 0.5, 'worst': 0.2}))
 
 
 def qemu_hybrid(bench):

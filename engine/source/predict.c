@@ -56,14 +56,18 @@ static double working_set(const struct policy_input *input)
 	return input->working_set > 0 ? input->working_set : larger(data_bytes(input), 1);
 }
 
+static const struct policy_round *last_round(const struct policy_input *input)
+{
+	return input->round_count ? &input->rounds[input->round_count - 1] : NULL;
+}
+
 /* What was dirtied in a time t is a concave function of t, whatever the guest does, as long as it
  * goes on doing so: half of the time dirties at least half as much. */
 static double at_least(const struct policy_input *input, unsigned throttle, double ns)
 {
-	if (!input->round_count || throttle)
-		return 0;
-	const struct policy_round *last = &input->rounds[input->round_count - 1];
-	if (!last->duration_ns)
+	const struct policy_round *last = last_round(input);
+
+	if (!last || throttle || !last->duration_ns)
 		return 0;
 	return (double)last->dirtied_bytes * smaller(ns / (double)last->duration_ns, 1);
 }
@@ -97,6 +101,26 @@ void predict_init(struct predict *at, const struct policy_input *input)
 					    (double)input->since_collect_ns);
 }
 
+static double bare_round_ns(const struct policy_input *input, double bytes)
+{
+	return bytes / predict_bandwidth(input) * SECOND + input->round_trip_ns +
+	       input->costs.round_ns;
+}
+
+/* With what the last one took beside (digests, acknowledgements): else each next round would look
+ * better than it turns out. */
+static double round_ns(const struct policy_input *input, double bytes)
+{
+	const struct policy_round *last = last_round(input);
+	double ns = bare_round_ns(input, bytes);
+
+	if (!last || !last->sent_bytes)
+		return ns;
+	double sent = (double)last->sent_bytes;
+	double beside = larger((double)last->duration_ns - bare_round_ns(input, sent), 0);
+	return ns + beside * smaller(bytes / sent, 1);
+}
+
 void predict_round(struct predict *at)
 {
 	const struct policy_input *input = at->input;
@@ -106,8 +130,7 @@ void predict_round(struct predict *at)
 		at->left += at->dirty;
 		at->dirty = 0;
 	}
-	double ns = at->left / predict_bandwidth(input) * SECOND + input->round_trip_ns +
-		    input->costs.round_ns;
+	double ns = round_ns(input, at->left);
 	double dirty = predict_dirtied(input, at->throttle, at->dirty, ns);
 	at->stall_ns +=
 		(dirty - at->dirty) / page_bytes(input) * input->costs.tracking_ns / vcpus(input) +

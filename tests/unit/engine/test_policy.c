@@ -329,6 +329,25 @@ Test(policy, a_hybrid_does_not_switch_before_its_round_because_of_a_limit_nobody
 	cr_assert_eq(decision.action, POLICY_SWITCH, "%s", decision.reason);
 }
 
+Test(policy, a_round_takes_no_less_than_the_last_one_took)
+{
+	/* 96 MiB are dirty after each round. By the bandwidth alone each next one would take less
+	 * time, and leave less. */
+	struct policy_input input = after_round(3, 100663296);
+
+	input.mode = POLICY_PRECOPY;
+	input.bandwidth = 3e9;
+	input.dirty_rate = 2.5e9;
+	input.working_set = 190e6;
+	input.data_bytes = 190e6;
+	input.page_bytes = 2097152;
+	cr_assert_eq(decide(&input), POLICY_CONTINUE);
+	input.round_count = 1;
+	input.rounds[0] = (struct policy_round){
+		.duration_ns = 42 * MS, .sent_bytes = 100663296, .dirtied_bytes = 100663296};
+	cr_assert_eq(decide(&input), POLICY_FINISH);
+}
+
 Test(policy, names_of_modes_are_parsed_back)
 {
 	enum policy_mode mode;

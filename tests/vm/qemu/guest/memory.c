@@ -24,6 +24,7 @@
 #define SPREAD     UINT64_C(0x9e3779b97f4a7c15)
 #define WORKERS    16
 #define DEBUG_PORT 0x402
+#define DUE_MOST   100000
 #define SLOT_NS    1000000 /* visits of a limited rate come in bursts, one each millisecond */
 
 struct worker {
@@ -41,6 +42,9 @@ struct worker {
 
 static struct worker workers[WORKERS];
 static struct times accesses;
+/* The same as whoever makes `rate` visits a second would have them: those that were due while one
+ * waited count, too, each with what was left of the wait. */
+static struct times due;
 static struct errors errors;
 static double ns_per_tick;
 static _Atomic unsigned checks_asked;
@@ -125,6 +129,11 @@ static void access_took(struct worker *worker, uint64_t ticks)
 	uint64_t ns = ticks_ns(ticks);
 
 	times_add(&accesses, ns);
+	uint64_t left = ns, interval = settings.rate ? SECOND_NS / settings.rate : 0;
+	for (unsigned i = 0; i < DUE_MOST && left > 0; i++) {
+		times_add(&due, left);
+		left = interval && left > interval ? left - interval : 0;
+	}
 	if (ns > worker->worst_ns)
 		worker->worst_ns = ns;
 }
@@ -262,6 +271,7 @@ void memory_check(void)
 void memory_clear_times(void)
 {
 	times_clear(&accesses);
+	times_clear(&due);
 }
 
 uint64_t memory_worst_ns(void)
@@ -298,6 +308,8 @@ void memory_print(FILE *out)
 	errors_print(&errors, out);
 	fprintf(out, ", \"access\": {");
 	times_print(&accesses, out);
+	fprintf(out, "}, \"access_due\": {");
+	times_print(&due, out);
 	fprintf(out, "}}");
 }
 
