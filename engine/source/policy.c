@@ -12,9 +12,8 @@
 #define LOOKAHEAD 24u
 /* A way that ends with a finish is preferred unless a switch is cheaper by more than this. */
 #define PREFERENCE 1.05
-/* And another round must pay this much, for each that there was: one that is predicted to pay, and
- * never does, is not believed for ever. */
-#define ROUND_GAIN 0.01
+/* And another round must pay this much. */
+#define ROUND_GAIN 1.01
 /* In the middle of a round only a clear gain, seen with some confidence, changes the plan. */
 #define CHANGE_GAIN       1.10
 #define CHANGE_CONFIDENCE 0.5
@@ -99,15 +98,10 @@ static bool may_switch(const struct policy_input *input)
 		input->mode == POLICY_POSTCOPY);
 }
 
-static unsigned rounds_done(const struct policy_input *input)
-{
-	return input->round + (input->round_ended ? 1 : 0);
-}
-
 /* How many more rounds may end; the one that runs counts. */
 static unsigned rounds_left(const struct policy_input *input)
 {
-	unsigned done = rounds_done(input);
+	unsigned done = input->round + (input->round_ended ? 1 : 0);
 	unsigned most = input->limits.max_rounds;
 
 	if (!may_rounds(input))
@@ -235,7 +229,7 @@ static enum policy_way choose(const struct policy_input *input,
 		if (ends_now((enum policy_way)i) && !input->round_ended && may_rounds(input))
 			cost = shaky ? cost + 1e18 : sent ? cost * CHANGE_GAIN : cost;
 		if (!ends_now((enum policy_way)i))
-			cost *= 1 + ROUND_GAIN * (rounds_done(input) + 1);
+			cost *= ROUND_GAIN;
 		if (best == POLICY_WAYS || cost < least) {
 			best = (enum policy_way)i;
 			least = cost;
