@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "vmm/qemu/agent/pass.h"
+#include "vmm/qemu/events.h"
 
 #define ROOM_FIRST (64u << 10)
 #define AHEAD      16   /* commands that QEMU has and has not answered */
@@ -195,49 +196,6 @@ static int next(struct qmp *qmp, json_t **message, uint64_t deadline_ns, struct 
 /* --- Messages -----------------------------------------------------------------------------------
  */
 
-static bool is_event(const json_t *message)
-{
-	return json_is_string(json_object_get(message, "event"));
-}
-
-static const char *name_of(const json_t *event)
-{
-	return json_string_value(json_object_get(event, "event"));
-}
-
-static bool is_named(const json_t *event, const char *name)
-{
-	return strcmp(name_of(event), name) == 0;
-}
-
-/* The first or the last event of that name that is kept; -1: there is none. */
-static ssize_t find(const struct qmp *qmp, const char *name, bool last)
-{
-	ssize_t found = -1;
-
-	for (size_t i = 0; i < json_array_size(qmp->events) && (last || found < 0); i++)
-		if (is_named(json_array_get(qmp->events, i), name))
-			found = (ssize_t)i;
-	return found;
-}
-
-/* The oldest that was told again since; if there is none, the oldest of all. */
-static size_t least_wanted(const struct qmp *qmp)
-{
-	for (size_t i = 0; i < json_array_size(qmp->events); i++)
-		if (find(qmp, name_of(json_array_get(qmp->events, i)), true) > (ssize_t)i)
-			return i;
-	return 0;
-}
-
-/* Takes the reference. */
-static void keep_event(struct qmp *qmp, json_t *event)
-{
-	while (json_array_size(qmp->events) >= QMP_EVENTS_MAX)
-		json_array_remove(qmp->events, least_wanted(qmp));
-	json_array_append_new(qmp->events, event);
-}
-
 /* Hears what QEMU has said already, and waits for nothing: events are kept, late answers dropped.
  */
 static int catch_up(struct qmp *qmp, struct jaunt_error *error)
@@ -252,8 +210,8 @@ static int catch_up(struct qmp *qmp, struct jaunt_error *error)
 		if (!end || result)
 			continue;
 		taken++;
-		if (is_event(message))
-			keep_event(qmp, message);
+		if (events_is_one(message))
+			events_keep(qmp->events, message);
 		else
 			json_decref(message);
 	}
@@ -270,8 +228,8 @@ static int answer_to(struct qmp *qmp, json_int_t id, json_t **answer, uint64_t d
 		int result = next(qmp, &message, deadline_ns, error);
 		if (result)
 			return result;
-		if (is_event(message)) {
-			keep_event(qmp, message);
+		if (events_is_one(message)) {
+			events_keep(qmp->events, message);
 		} else {
 			json_t *number = json_object_get(message, "id");
 			if (json_is_number(number) ? json_number_value(number) == (double)id
@@ -415,7 +373,7 @@ static int await_event(struct qmp *qmp, const char *name, unsigned timeout_ms,
 	uint64_t deadline_ns = deadline_in(timeout_ms);
 	int status = catch_up(qmp, error);
 
-	for (bool kept = find(qmp, name, false) >= 0; !kept;) {
+	for (bool kept = events_first(qmp->events, name) >= 0; !kept;) {
 		json_t *message = NULL;
 		if (status == 0)
 			status = next(qmp, &message, deadline_ns, error);
@@ -423,9 +381,9 @@ static int await_event(struct qmp *qmp, const char *name, unsigned timeout_ms,
 			error_context(error, "waiting for %s", name);
 			return status;
 		}
-		if (is_event(message)) {
-			kept = is_named(message, name);
-			keep_event(qmp, message);
+		if (events_is_one(message)) {
+			kept = events_is_named(message, name);
+			events_keep(qmp->events, message);
 		} else {
 			json_decref(message);
 		}
@@ -434,20 +392,13 @@ static int await_event(struct qmp *qmp, const char *name, unsigned timeout_ms,
 	return 0;
 }
 
-static void take_event(struct qmp *qmp, size_t which, json_t **event)
-{
-	if (event)
-		*event = json_incref(json_array_get(qmp->events, which));
-	json_array_remove(qmp->events, which);
-}
-
 int qmp_wait(struct qmp *qmp, const char *name, unsigned timeout_ms, json_t **event,
 	     struct jaunt_error *error)
 {
 	int status = await_event(qmp, name, timeout_ms, error);
 
 	if (status == 0)
-		take_event(qmp, (size_t)find(qmp, name, false), event);
+		events_take(qmp->events, (size_t)events_first(qmp->events, name), event);
 	return status;
 }
 
@@ -458,13 +409,10 @@ int qmp_wait_last(struct qmp *qmp, const char *name, const char *undone, unsigne
 
 	if (status)
 		return status;
-	size_t last = (size_t)find(qmp, name, true);
-	take_event(qmp, last, event);
-	while (last-- > 0) {
-		json_t *one = json_array_get(qmp->events, last);
-		if (is_named(one, name) || is_named(one, undone))
-			json_array_remove(qmp->events, last);
-	}
+	size_t last = (size_t)events_last(qmp->events, name);
+	events_take(qmp->events, last, event);
+	events_forget(qmp->events, undone, last);
+	events_forget(qmp->events, name, json_array_size(qmp->events));
 	return 0;
 }
 
@@ -476,15 +424,13 @@ void qmp_forget(struct qmp *qmp, const char *name)
 
 void qmp_forget_before(struct qmp *qmp, const char *name)
 {
-	for (size_t i = json_array_size(qmp->events); i-- > 0;)
-		if (is_named(json_array_get(qmp->events, i), name))
-			json_array_remove(qmp->events, i);
+	events_forget(qmp->events, name, json_array_size(qmp->events));
 }
 
 bool qmp_stands(struct qmp *qmp, const char *name, const char *undone)
 {
 	catch_up(qmp, NULL);
-	return find(qmp, name, true) > find(qmp, undone, true);
+	return events_last(qmp->events, name) > events_last(qmp->events, undone);
 }
 
 /* --- Opening ------------------------------------------------------------------------------------

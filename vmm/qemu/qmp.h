@@ -19,8 +19,6 @@
 #include "jaunt.h"
 
 #define QMP_LINE_MAX (8u << 20) /* bytes of the longest message; the schema takes 200 KiB */
-/* Kept; of more the oldest are forgotten that were told again since. */
-#define QMP_EVENTS_MAX 256
 
 struct qmp;
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "peer.h"
+#include "vmm/qemu/events.h"
 #include "vmm/qemu/qmp.h"
 
 #define GREETING                                                                                   \
@@ -361,9 +362,9 @@ Test(qmp, takes_numbers_beyond_63_bits)
 
 Test(qmp, forgets_the_oldest_of_too_many_events)
 {
-	static char flood[QMP_EVENTS_MAX * 40 + 200];
+	static char flood[EVENTS_MAX * 40 + 200];
 	size_t at = 0;
-	for (int i = 0; i <= QMP_EVENTS_MAX; i++)
+	for (int i = 0; i <= EVENTS_MAX; i++)
 		at += (size_t)sprintf(flood + at, "{\"event\": \"%d\"}\n", i);
 	strcpy(flood + at, "{\"return\": {}, \"id\": 2}\n");
 	begin((const char *const[]){GREETING, AGREED, flood, NULL}, HANG);
@@ -371,7 +372,7 @@ Test(qmp, forgets_the_oldest_of_too_many_events)
 	cr_assert_eq(qmp_execute(qmp, "x", NULL, PATIENT, NULL, NULL), 0);
 	cr_assert_eq(qmp_wait(qmp, "0", HASTY, NULL, NULL), -ETIMEDOUT);
 	cr_assert_eq(qmp_wait(qmp, "1", HASTY, NULL, NULL), 0);
-	for (int i = QMP_EVENTS_MAX; i > 1; i--) {
+	for (int i = EVENTS_MAX; i > 1; i--) {
 		char name[8];
 		sprintf(name, "%d", i);
 		cr_assert_eq(qmp_wait(qmp, name, HASTY, NULL, NULL), 0);
@@ -382,9 +383,9 @@ Test(qmp, forgets_the_oldest_of_too_many_events)
 /* Of each name the last is told, however many come of another. */
 Test(qmp, forgets_none_that_was_not_told_again)
 {
-	static char flood[QMP_EVENTS_MAX * 3 * 40 + 200];
+	static char flood[EVENTS_MAX * 3 * 40 + 200];
 	size_t at = (size_t)sprintf(flood, "{\"event\": \"STOP\"}\n{\"event\": \"RESUME\"}\n");
-	for (int i = 0; i < QMP_EVENTS_MAX * 3; i++)
+	for (int i = 0; i < EVENTS_MAX * 3; i++)
 		at += (size_t)sprintf(flood + at, "{\"event\": \"MORE\"}\n");
 	strcpy(flood + at, "{\"return\": {}, \"id\": 2}\n");
 	begin((const char *const[]){GREETING, AGREED, flood, NULL}, HANG);
